@@ -25,6 +25,7 @@ from trainer.ranks import Ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
+from trainer.validation_sets import VALIDATION
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -81,7 +82,7 @@ def concatenate(batches: list[Batch]) -> Batch:
 
 def scripted_validation(values: Callable[[], float] = lambda: 0.5) -> Validation:
     """A validation that returns scripted values of the metric instead of evaluating."""
-    return Validation(lambda model, loss: {"accuracy": values()}, "accuracy", lambda: True)
+    return Validation({VALIDATION: lambda model, loss: {"accuracy": values()}}, VALIDATION, "accuracy", lambda: True)
 
 
 def make_run(
@@ -431,7 +432,11 @@ def test_the_better_weights_score_and_both_are_logged(
     def evaluate(model: nn.Module, loss: Loss) -> dict[str, float]:
         return {"accuracy": values[id(model)]}
 
-    run = replace(run, ema=average, validation=Validation(evaluate, "accuracy", lambda: higher_is_better))
+    run = replace(
+        run,
+        ema=average,
+        validation=Validation({VALIDATION: evaluate}, VALIDATION, "accuracy", lambda: higher_is_better),
+    )
     score = evaluate_weights(run, TrainState(step=3))
 
     assert (score.weights, score.value) == (better, {"raw": raw, "ema": ema}[better])

@@ -13,7 +13,9 @@ from trainer.errors import CheckpointError, format_error
 from trainer.layout import EXPORT_MANIFEST, STATE, TASK, Document
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, check_shape, parse_json, read_bytes
 
-_SCORE: Final = {"name": str, "value": float, "higher_is_better": bool, "weights": str, "loss?": (float, None)}
+_SCORE: Final = {
+    **{"name": str, "value": float, "higher_is_better": bool, "weights": str, "loss?": (float, None), "split?": str},
+}
 _MAYBE_SCORE: Final = (_SCORE, None)
 _FILE: Final = {"file": str, "bytes": int, "sha256": str}
 _NUMBERS: Final = {str: (float, None)}

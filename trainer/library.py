@@ -116,8 +116,8 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """The loss and the metrics of the best weights, on the test split if the run has one, else on validation."""
-        evaluations = read_run(str(self.path)).evaluations
-        return _scores(evaluations.get("test") or evaluations.get("validation") or {})
+        record = read_run(str(self.path))
+        return _scores(record.evaluations.get("test") or record.evaluations.get(record.monitored_evaluation) or {})
 
     @property
     def best(self) -> Document | None:

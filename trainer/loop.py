@@ -281,17 +281,18 @@ def read_peak_memory(device: torch.device) -> int:
 
 
 def evaluate_weights(run: Run, state: TrainState) -> Score:
-    """Evaluate the raw and the averaged weights, log both, and return the better score."""
+    """Evaluate the raw and the averaged weights on each validation set, log all, and return the better score."""
     validation = run.validation
     candidates: dict[str, tuple[nn.Module, Loss]] = {"raw": (run.model, run.loss)}
     if run.ema is not None:
         candidates["ema"] = (run.ema.module, run.ema.loss or run.loss)
     best: Score | None = None
     for weights, (model, loss) in candidates.items():
-        values = validation.evaluate(model, loss)
-        run.log("eval", state.step, {"split": "validation", "weights": weights, **values})
-        monitor = validation.monitor
-        score = Score(monitor, values[monitor], validation.higher_is_better, weights, values.get("loss"))
+        values = {}
+        for split, evaluate in validation.evaluators.items():
+            values[split] = evaluate(model, loss)
+            run.log("eval", state.step, {"split": split, "weights": weights, **values[split]})
+        score = validation.score(values[validation.split], weights)
         if best is None or score.is_better_than(best):
             best = score
     assert best is not None

@@ -18,6 +18,7 @@ from trainer.protocols import Batch, Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks
 from trainer.sharding import Sharding
+from trainer.state import Score
 from trainer.step_rng import StepRng
 
 
@@ -62,15 +63,17 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class Validation:
-    """The evaluation that monitors a run.
+    """The evaluations of a run, of which one monitors it.
 
     Attributes:
-        evaluate: Maps a model and its loss to the mean loss and the metrics on the validation split.
-        monitor: The metric that picks the best weights.
+        evaluators: For each validation split, the function from a model and its loss to the mean loss and the metrics.
+        split: The split whose metric picks the best weights.
+        monitor: That metric.
         find_direction: Returns True if higher is better; called at the first evaluation.
     """
 
-    evaluate: Callable[[nn.Module, Loss], dict[str, float]]
+    evaluators: Mapping[str, Callable[[nn.Module, Loss], dict[str, float]]]
+    split: str
     monitor: str
     find_direction: Callable[[], bool]
 
@@ -78,6 +81,10 @@ class Validation:
     def higher_is_better(self) -> bool:
         """The direction of the metric."""
         return self.find_direction()
+
+    def score(self, values: Mapping[str, float], weights: str) -> Score:
+        """Return the score of weights with these values on the monitored split."""
+        return Score(self.monitor, values[self.monitor], self.higher_is_better, weights, values.get("loss"), self.split)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class Run:
         device: The device of the model and the batches.
         max_grad_norm: Gradients with a larger 2-norm are scaled down to it; None never clips.
         steps: The length of the run and its intervals.
-        validation: The evaluation that scores the weights.
+        validation: The evaluations of the weights.
         outputs: Where events, checkpoints and the diagnosis of a divergence go.
         documents: The text files that each checkpoint contains next to the state: config, task, architecture.
         data_fingerprint: The fingerprint of the encoded data.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from trainer.protocols import StateDict
+from trainer.validation_sets import VALIDATION
 
 
 @dataclass(frozen=True)
@@ -13,10 +14,11 @@ class Score:
 
     Attributes:
         name: The metric.
-        value: Its value on the validation split.
+        value: Its value on the validation split `split`.
         higher_is_better: Its direction.
         weights: The weights with this value, `raw` or `ema`.
         loss: Their validation loss, which decides between equal values; None in checkpoints of earlier versions.
+        split: `validation`, or the monitored one of several validation sets.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Score:
     higher_is_better: bool
     weights: str
     loss: float | None = None
+    split: str = VALIDATION
 
     def is_better_than(self, other: Score | None) -> bool:
         """Return whether the score is strictly better, by its loss if the values are equal; NaN is never better."""
@@ -68,8 +71,12 @@ class TrainState:
         return self.step - (self.best_step or 0)
 
     def state_dict(self) -> StateDict:
-        """Return the state as JSON."""
-        return asdict(self)
+        """Return the state as JSON; the split of a score only if there are several validation sets."""
+        state = asdict(self)
+        for score in filter(None, (state["score"], state["best"])):
+            if score["split"] == VALIDATION:
+                del score["split"]
+        return state
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore what `state_dict` returned."""

@@ -188,7 +188,7 @@ def check_source(make: Callable[[], Source], roles: Sequence[str]) -> None:
     check_contract("data", _name(source), source)
     assert source.fingerprint == again.fingerprint, "the fingerprint differs between two sources of the same data"
     splits, others = source.load(roles), again.load(roles)
-    missing = {"train", "validation"} - splits.keys()
+    missing = {"train", "validation"} - {split.partition("/")[0] for split in splits}
     assert not missing, f"the source has no split {', '.join(sorted(missing))}"
     for split, rows in splits.items():
         lacking = [name for name in (*roles, "row") if name not in rows.column_names]

@@ -80,13 +80,13 @@ def test_an_unknown_metric_suggests_the_nearest_one(data: list[str]) -> None:
     job = replace(job, checkpoint=replace(job.checkpoint, monitor="acuracy"))
 
     with pytest.raises(ConfigError, match=r"checkpoint\.monitor: .*got 'acuracy'. Did you mean accuracy"):
-        select_monitor(job, task)
+        select_monitor(job.checkpoint.monitor, job, task)
     for override, *expected in [
         ("checkpoint.monitor=null", "accuracy", True),
         ("checkpoint.monitor=macro_f1", "macro_f1", True),
         ("checkpoint.monitor=loss", "loss", False),
     ]:
-        monitor, find_direction = select_monitor(job_of(override), task)
+        monitor, find_direction = select_monitor(job_of(override).checkpoint.monitor, job, task)
         assert [monitor, find_direction()] == expected
 
 

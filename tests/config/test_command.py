@@ -355,7 +355,7 @@ class TestStoredRuns:
         assert errors_of("eval", "lodaer.workers=1", "loader.worker=1", "loader.workers=x", "split=tst", "lr=1") == [
             "lodaer: unknown key. Did you mean loader?",
             f"lr: unknown key, got 1. Known: {known}.",
-            "split: must be one of train, validation, test, got 'tst'. Did you mean test?",
+            "split: must be train, test, validation or validation/<name>, got 'tst'.",
             "loader.worker: unknown key, got 1. Did you mean loader.workers?",
             "loader.workers: must be an integer, got 'x'.",
         ]

@@ -38,6 +38,7 @@ from trainer.protocols import Batch, Batching, Loss, Task
 from trainer.prune.masks import measure_sparsity, sparsity_report
 from trainer.shapes import to_json
 from trainer.targets import with_loss_head
+from trainer.validation_sets import VALIDATION, by_split, is_validation, select_monitored
 
 if TYPE_CHECKING:
     from trainer.mapped_files import MappedRows
@@ -205,6 +206,24 @@ def _build_loss(job: TrainJob, task: Task, device: torch.device, snapshot: Snaps
             raise
         logger.warning("%s The loss shown is the cross entropy with the labels only.", error)
         return CrossEntropy(None, 0.0, job.loss["ignore_index"])
+
+
+def resolve_split(split: str, job: TrainJob) -> str:
+    """Return the split that a user names: of several validation sets, `validation` is the monitored one.
+
+    Raises:
+        ConfigError: There is no such validation set.
+    """
+    if not is_validation(split):
+        return split
+    splits = list(by_split(job.data.get(VALIDATION)))
+    if split == VALIDATION:
+        return select_monitored(job.checkpoint.monitor, splits)[0]
+    if split not in splits:
+        raise ConfigError(
+            format_error("split", "the data has no such validation set", did_you_mean(split, splits), value=split)
+        )
+    return split
 
 
 def select_split(encoded: Encoded, split: str) -> MappedRows:

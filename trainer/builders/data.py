@@ -24,6 +24,7 @@ from trainer.layout import TASK, Document
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
 from trainer.ranks import Ranks
 from trainer.task.packing import add_empty_rows, divide_into_rows
+from trainer.validation_sets import validation_splits
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +164,14 @@ def build_loaders(
     ranks: Ranks,
     *,
     fill: bool,
-) -> tuple[TrainLoader, EvaluationBatches]:
-    """Build the loader of the training split and the loader of the validation split, of this process's share."""
+) -> tuple[TrainLoader, dict[str, EvaluationBatches]]:
+    """Build the loader of the training split and one for each validation split, of this process's share."""
     options = loader_options(job, device, batching)
     as_bytes = _leaves_images_to(device)
-    validation = Batches(encoded.splits["validation"], task, batching, job.seed, as_bytes=as_bytes)
+    validation = {
+        split: Batches(encoded.splits[split], task, batching, job.seed, as_bytes=as_bytes)
+        for split in validation_splits(encoded.splits)
+    }
     complete = None
     if (tokens := job.loader.tokens) is not None:
         if batching != "packed":
@@ -180,7 +184,10 @@ def build_loaders(
     rows = encoded.splits["train"]
     train = Batches(rows, task, batching, job.seed, training=True, complete=complete, as_bytes=as_bytes)
     loader = TrainLoader(train, plan, job.train.accumulate, options, ranks, tokens=tokens, fill=fill)
-    return loader, EvaluationBatches(validation, job.loader.eval_batch_size, options, ranks, fill=fill)
+    size = job.loader.eval_batch_size
+    return loader, {
+        split: EvaluationBatches(batches, size, options, ranks, fill=fill) for split, batches in validation.items()
+    }
 
 
 def _leaves_images_to(device: torch.device) -> bool:

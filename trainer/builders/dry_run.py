@@ -157,6 +157,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "epochs": steps.total / steps.per_epoch,
         "samples": epochs * rows + rest * job.train.batch_size,
         "max_time": job.train.max_time,
+        "monitor": {"split": training.run.validation.split, "metric": training.run.validation.monitor},
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
     }

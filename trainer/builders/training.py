@@ -74,6 +74,7 @@ from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
+from trainer.validation_sets import select_monitored
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _SKIPPING = (*_FUSED, *map(eager, _FUSED))
@@ -193,7 +194,8 @@ def _build_run(
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
     loader, validation_batches = build_loaders(job, task, encoded, plan, batching, device, ranks, fill=fill)
-    closing.callback(validation_batches.close)
+    for batches in validation_batches.values():
+        closing.callback(batches.close)
     check_model(job, model, loader.batches)
     precision = Precision(job.precision, device)
     optimizer = build_optimizer(job, model, loss)
@@ -467,9 +469,14 @@ def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
 
 
 def build_validation(
-    job: TrainJob, task: Task, batches: Iterable[Batch], precision: Precision, device: torch.device, ranks: Ranks
+    job: TrainJob,
+    task: Task,
+    batches: Mapping[str, Iterable[Batch]],
+    precision: Precision,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Validation:
-    """Build the evaluation on the validation split.
+    """Build the evaluations on the validation splits, from the batches of each.
 
     Raises:
         ConfigError: The task has no metric of the name `checkpoint.monitor`, or one that several devices cannot share.
@@ -478,22 +485,24 @@ def build_validation(
     if ranks.size > 1:
         check_shareable(build_metrics(job, task))
 
-    def evaluate_validation(model: nn.Module, loss: Loss) -> dict[str, float]:
+    def evaluate_on(own: Iterable[Batch], model: nn.Module, loss: Loss) -> dict[str, float]:
         metrics = build_metrics(job, task)
-        return evaluate(model, loss, batches, metrics, precision=precision, device=device, ranks=ranks)
+        return evaluate(model, loss, own, metrics, precision=precision, device=device, ranks=ranks)
 
-    return Validation(evaluate_validation, *select_monitor(job, task))
+    evaluators = {split: partial(evaluate_on, own) for split, own in batches.items()}
+    split, metric = select_monitored(job.checkpoint.monitor, list(batches))
+    return Validation(evaluators, split, *select_monitor(metric, job, task))
 
 
-def select_monitor(job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:
-    """Return the name of the monitored metric, and a function that returns True if higher is better.
+def select_monitor(metric: str | None, job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:
+    """Return the monitored metric, that of the task for None, and a function that returns True if higher is better.
 
     The library of the metrics takes a second to load, so that only the first evaluation asks for them if possible.
 
     Raises:
         ConfigError: The task has no metric of this name.
     """
-    monitor = job.checkpoint.monitor or task.monitor
+    monitor = metric or task.monitor
     if monitor in (task.monitor, "loss") and type(task).__module__.startswith("trainer."):
         return monitor, lambda: metric_directions(build_metrics(job, task))[monitor]
     directions = metric_directions(build_metrics(job, task))

@@ -212,7 +212,7 @@ def _loading(artifacts: Path, manifest: Document) -> str:
 
 def _evaluated(record: RunRecord) -> tuple[str, Path, Document] | None:
     """Return split, file and metadata of the predictions to describe; None if none belong to the scores."""
-    for split in ("test", "validation"):
+    for split in ("test", record.monitored_evaluation):
         scores, file = record.evaluations.get(split), predictions_file(record.folder / EVALUATIONS / f"{split}.json")
         if scores is not None and file.is_file():
             about = read_about(file)

@@ -20,6 +20,7 @@ from trainer.layout import DECISION_RULE, Document
 from trainer.protocols import HasDecisionRule, Task
 from trainer.rank_environment import is_first_rank
 from trainer.report.console import open_console, print_table
+from trainer.validation_sets import VALIDATION
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,6 +199,7 @@ def validation_rows(checkpointed: CheckpointedModel, job: EvalJob) -> MappedRows
     Raises:
         ConfigError: The task has no rule, or the data no validation split.
     """
+    from trainer.builders.checkpointed import resolve_split
     from trainer.builders.data import build_split
 
     set_threshold(checkpointed.task, job.threshold if isinstance(job.threshold, float | int) else "kept")
@@ -208,13 +210,14 @@ def validation_rows(checkpointed: CheckpointedModel, job: EvalJob) -> MappedRows
         raise ConfigError(*(_unsupported(key, getattr(job, key)) for key in keys))
     if _finds_thresholds(job):
         _thresholded(checkpointed.task, job.threshold)
-    splits = build_split(checkpointed.job, checkpointed.task, "validation").splits
-    if "validation" not in splits or not len(splits["validation"]):
+    split = resolve_split(VALIDATION, checkpointed.job)
+    splits = build_split(checkpointed.job, checkpointed.task, split).splits
+    if split not in splits or not len(splits[split]):
         remedy = "Name its file: data.validation=FILE"
         raise ConfigError(
             format_error(keys[0], "the data has no validation split", remedy, value=getattr(job, keys[0]))
         )
-    return splits["validation"]
+    return splits[split]
 
 
 def find_rule(

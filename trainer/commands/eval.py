@@ -34,6 +34,7 @@ from trainer.report.metric_names import monitored_first
 from trainer.report.screen import phases_shown
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 from trainer.signals import end_on_signals
+from trainer.validation_sets import VALIDATION, by_split, file_stem, is_validation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,7 +145,7 @@ def evaluate_run(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple
             known and the data is encoded, so that no process waits for another one that encodes.
     """
     with phase("loading PyTorch"):
-        from trainer.builders.checkpointed import load_checkpointed_model, select_split
+        from trainer.builders.checkpointed import load_checkpointed_model, resolve_split, select_split
         from trainer.builders.data import build_split
         from trainer.builders.metrics import build_metrics, check_metrics
         from trainer.evaluate import check_shareable
@@ -163,6 +164,7 @@ def evaluate_run(job: EvalJob, join: Callable[[], Ranks] | None = None) -> tuple
         validation = validation_rows(checkpointed, job)
         if job.metrics is not None:
             checkpointed = replace(checkpointed, job=replace(checkpointed.job, metrics=job.metrics))
+        job = replace(job, split=resolve_split(job.split, checkpointed.job))
         check_metrics(checkpointed.job, checkpointed.task)
         if join is not None:
             check_shareable(build_metrics(checkpointed.job, checkpointed.task))
@@ -230,9 +232,9 @@ def evaluate_split(
     from trainer.data.quality import digest_of_rows
 
     rows = encoded.splits[split]
-    name, source = split, {"digest": digest_of_rows(rows)}
+    name, source = file_stem(split), {"digest": digest_of_rows(rows)}
     if changed:
-        name = f"{split}-{_make_label(split, changed)}-{source['digest'][:8]}"
+        name = f"{name}-{_make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
     file, task = checkpointed.folder / EVALUATIONS / f"{name}.json", checkpointed.task
     refuse_to_replace("eval", file, force=force, is_own=is_evaluation)
@@ -412,12 +414,12 @@ def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: MappedR
     from trainer.data.quality import digest_of_rows
 
     changed = _changed_data_keys(checkpointed, split)
-    known = _read_digest(checkpointed.folder / EVALUATIONS / f"{split}.json")
+    known = _read_digest(checkpointed.folder / EVALUATIONS / f"{file_stem(split)}.json")
     if known is None:
         return changed
     if known == digest_of_rows(rows):
         return {}
-    return changed or {f"data.{split}": "changed since the run's own score"}
+    return changed or {f"data.{file_stem(split)}": "changed since the run's own score"}
 
 
 def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
@@ -425,10 +427,15 @@ def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
     own = unchanged_job(checkpointed.config_text, checkpointed.job.trust, TRAINING_KEYS)
     job = checkpointed.job
     # A split with its own files does not depend on others; splits without files may take rows from training.
-    is_independent = split != "train" and job.data.get(split) is not None
-    ignored = _NOT_DATA | ((_SPLITS | {"split"}) - {split} if is_independent else frozenset())
-    changes = differences(own.data, job.data)
-    changed = {f"data.{key}": new for key, _, new in changes if key.partition(".")[0] not in ignored}
+    files = by_split(job.data.get(VALIDATION)) if is_validation(split) else job.data
+    is_independent = split != "train" and files.get(split) is not None
+    ignored = _NOT_DATA | (_SPLITS | {"split"} if is_independent else frozenset())
+    own_key = f"{file_stem(split)}."
+    changed = {
+        f"data.{key}": new
+        for key, _, new in differences(own.data, job.data)
+        if key.partition(".")[0] not in ignored or f"{key}.".startswith(own_key) or own_key.startswith(f"{key}.")
+    }
     if own.loader.limit != job.loader.limit:
         changed["loader.limit"] = job.loader.limit
     return changed
@@ -444,9 +451,10 @@ def _read_digest(file: Path) -> str | None:
 
 def _make_label(split: str, changed: Document) -> str:
     """Return a word for other rows that is valid in a file name: the name of their file if there is one."""
-    value = changed.get(f"data.{split}")
+    key = f"data.{file_stem(split)}"
+    value = changed.get(key)
     first = value[0] if isinstance(value, list) and value else value
-    stem = Path(str(first)).name.partition(".")[0] if f"data.{split}" in changed else ""
+    stem = Path(str(first)).name.partition(".")[0] if key in changed else ""
     return re.sub(r"[^\w-]+", "_", stem).strip("_") or "other"
 
 

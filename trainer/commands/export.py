@@ -51,7 +51,7 @@ def export_run(job: ExportJob) -> tuple[list[Artifact], Document | None]:
         *validate_formats({**load_stored_config(folder, "run"), "export": job.export}, Groups((own_folder(),)))
     )
     with phase("loading PyTorch"):
-        from trainer.builders.checkpointed import load_checkpointed_model
+        from trainer.builders.checkpointed import load_checkpointed_model, resolve_split
     with phase("loading the model"):
         checkpointed = load_checkpointed_model(
             folder,
@@ -62,10 +62,11 @@ def export_run(job: ExportJob) -> tuple[list[Artifact], Document | None]:
             device="cpu",
             needs_loss=job.prune is not None,
         )
-    checkpointed = with_kept_rule(checkpointed) if job.prune is None else prune_copy(checkpointed, job.prune, job.split)
+    split = resolve_split(job.split, checkpointed.job)
+    checkpointed = with_kept_rule(checkpointed) if job.prune is None else prune_copy(checkpointed, job.prune, split)
     name = EXPORT if job.prune is None else pruned_folder_name(job.prune)
     with exit_on_sigterm():
-        artifacts = export_artifacts(checkpointed, job.export, job.split, name, job.stored_overrides, force=job.force)
+        artifacts = export_artifacts(checkpointed, job.export, split, name, job.stored_overrides, force=job.force)
     return artifacts, checkpointed.origin["pruning"] if job.prune is not None else None
 
 

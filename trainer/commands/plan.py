@@ -159,6 +159,7 @@ def _steps(step: Document) -> list[list[object]]:
         *([["draws", describe_draws(step["draws"])]] if step["draws"] else []),
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
         *([["time", f"each start ends after {step['max_time']}, with a checkpoint"]] if step["max_time"] else []),
+        ["monitor", f"{step['monitor']['metric']} on {step['monitor']['split']}"],
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),
     ]
 

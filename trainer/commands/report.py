@@ -94,7 +94,7 @@ def write_page(file: Path, records: Sequence[RunRecord], error_type: type[Traine
 def _page_of_run(record: RunRecord) -> Page:
     run = NamedRun(str(record.config.get("run", {}).get("name") or record.folder.name), record)
     parts = {group: _part_of(record.config, group) for group in ("task", "data", "model", "loss", "optimizer")}
-    split = next((split for split in ("test", "validation") if split in record.evaluations), "")
+    split = next((split for split in ("test", record.monitored_evaluation) if split in record.evaluations), "")
     file = predictions_file(record.folder / EVALUATIONS / f"{split}.json")
     about = read_about(file) if split and file.is_file() else None
     baseline = None if about is None else measure_baseline(file, about["kind"], about["classes"])
@@ -247,7 +247,7 @@ def _rank(record: RunRecord) -> tuple[bool, str, float]:
     value = best.get("value")
     if not isinstance(value, int | float):
         return True, "", 0.0
-    return False, str(best.get("name")), -value if best.get("higher_is_better") else value
+    return False, f"{best.get('name')} {best.get('split', '')}", -value if best.get("higher_is_better") else value
 
 
 def _differing(records: Sequence[RunRecord]) -> list[str]:

@@ -50,7 +50,8 @@ def compare_with_best(runs: Sequence[NamedRun], monitor: str) -> list[Comparison
     """Return the comparison of the first run, the best one, with each of the others."""
     comparisons = []
     for run in runs[1:]:
-        compared = compare_rows(run.record, runs[0].record, [SPLIT]).get(SPLIT, {})
+        evaluation = runs[0].record.monitored_evaluation
+        compared = compare_rows(run.record, runs[0].record, [evaluation]).get(evaluation, {})
         if "corrected" in compared:  # the page ranks runs by the scores of their own targets
             compared = {}
         metric = compared.get("metrics", {}).get(monitor)
@@ -79,7 +80,10 @@ def decide(comparisons: Sequence[Comparison], monitor: str) -> str:
 
 def answer_comparison(runs: Sequence[NamedRun], comparisons: Sequence[Comparison]) -> Section:
     """Return what the runs answer side by side: confusions, scores of classes or distances, and rows in dispute."""
-    files = [(run, predictions_file(run.record.folder / EVALUATIONS / f"{SPLIT}.json")) for run in runs]
+    files = [
+        (run, predictions_file(run.record.folder / EVALUATIONS / f"{run.record.monitored_evaluation}.json"))
+        for run in runs
+    ]
     read = [(run, file, read_about(file)) for run, file in files if file.is_file()]
     first = read[0][2] if read else {}
     # Answers to other rows, or of other classes, cannot be compared.

@@ -19,6 +19,7 @@ from trainer.report.charts import Line, draw_lines
 from trainer.report.metric_names import monitored_first, words
 from trainer.report.page import Figure, Section, Table
 from trainer.shapes import to_json
+from trainer.validation_sets import is_validation
 
 _NOT_PLOTTED: Final = frozenset({"event", "step", "epoch", "split", "weights", "best_step", "loss"})
 
@@ -120,13 +121,19 @@ def _validation_lines(runs: Sequence[NamedRun], metric: str) -> list[Line]:
     if len(runs) > 1:
         numbers = range(len(runs))
         return [
-            _run_line(runs, number, "eval", metric, split="validation", weights=runs[number].best_weights)
+            _run_line(
+                *(runs, number, "eval", metric),
+                split=runs[number].record.validation_sets[0],
+                weights=runs[number].best_weights,
+            )
             for number in numbers
         ]
     record = runs[0].record
     lines = []
-    for series, (weights, name) in enumerate({"raw": "validation", "ema": "validation, averaged weights"}.items(), 1):
-        points = record.series("eval", metric, split="validation", weights=weights)
+    shown = [(split, weights) for split in record.validation_sets for weights in ("raw", "ema")]
+    for series, (split, weights) in enumerate(shown, 1):
+        points = record.series("eval", metric, split=split, weights=weights)
+        name = split if weights == "raw" else f"{split}, averaged weights"
         lines.append(Line(name, points, series, has_dots=len(points) <= 60))
     return [line for line in lines if line.points]
 
@@ -141,7 +148,7 @@ def _run_line(
 def _metrics(runs: Sequence[NamedRun]) -> list[str]:
     """Return the validation metrics, the monitored one first."""
     events = [event for run in runs for event in run.record.events if event["event"] == "eval"]
-    names = _plotted(event for event in events if event.get("split") == "validation")
+    names = _plotted(event for event in events if is_validation(event.get("split")))
     return monitored_first(names, monitor_of(runs))
 
 

@@ -35,6 +35,7 @@ from trainer.layout import (
 from trainer.protocols import StateDict
 from trainer.report.events import read_events
 from trainer.shapes import CHECKSUM
+from trainer.validation_sets import VALIDATION, file_stem, validation_splits
 
 
 def create_run_folder(run: RunSection) -> Path:
@@ -234,6 +235,18 @@ class RunRecord:
     events: list[Document]
     evaluations: dict[str, Document]
     best: Document | None
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """The validation splits that were evaluated, the one that picks the best checkpoint first."""
+        splits = validation_splits(dict.fromkeys(event["split"] for event in self.events if event["event"] == "eval"))
+        first = (self.best or {}).get("split", VALIDATION)
+        return sorted(splits or [first], key=lambda split: split != first)
+
+    @property
+    def monitored_evaluation(self) -> str:
+        """The name of the evaluation on the validation split that picks the best checkpoint, as in `evaluations`."""
+        return file_stem(self.validation_sets[0])
 
     def series(self, event: str, name: str, **filters: object) -> dict[int, float]:
         """Return step -> value `name` of the events `event` whose values equal `filters`."""

@@ -19,6 +19,7 @@ from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.console import print_indented
 from trainer.report.screen import Course, Display, Lines
+from trainer.validation_sets import file_stem
 
 if TYPE_CHECKING:
     from trainer.builders.checkpointed import CheckpointedModel
@@ -85,7 +86,7 @@ def show_start(
             run.steps.total / run.steps.per_epoch,
             monitor.monitor,
             monitor.higher_is_better,
-            *(state.best, state.best_step),
+            *(state.best, state.best_step, monitor.split),
         )
     )
     duration = f"{run.steps.total} of {_micro_batches(job, run)}; {run.steps.per_epoch} per epoch"
@@ -97,6 +98,7 @@ def show_start(
         "data": training.data_report.summary(),
         "model": f"{num_parameters:,} parameters, {job.precision}, {_device_name(run)}",
         "steps": duration + resumed,
+        "monitor": f"{monitor.monitor} on {monitor.split}" if len(monitor.evaluators) > 1 else "",
     }
     for name, line in lines.items():
         if line and line != _printed.get(name):  # which it may be in a later job of a sweep
@@ -214,7 +216,7 @@ def log_result(board: TensorBoard, best: CheckpointedModel, split: str, values: 
     from trainer.report.tensorboard import MAX_DRAWN, draw_confusion
 
     board.add_result(masked_config(parse_stored_config(best.config_text)), values)
-    file = predictions_file(best.folder / EVALUATIONS / f"{split}.json")
+    file = predictions_file(best.folder / EVALUATIONS / f"{file_stem(split)}.json")
     if not file.is_file():
         return
     about = read_about(file)

@@ -15,6 +15,7 @@ from trainer.commands.sweep import Outcome
 from trainer.config.sweep import Parameter, Search, Sweep, SweepJob
 from trainer.layout import METRICS, STUDY, Document
 from trainer.report.events import read_events
+from trainer.validation_sets import VALIDATION
 
 _NAME = "sweep"
 _METRIC = "metric"
@@ -162,7 +163,8 @@ def _values(events: list[Document], score: Document, *, is_complete: bool) -> di
     for event in events:
         value = event.get(score["name"])
         is_whole = is_complete or event["step"] < events[-1]["step"]
-        is_evaluation = event["event"] == "eval" and event.get("split") == "validation" and "best_step" not in event
+        is_monitored = event.get("split") == score.get("split", VALIDATION)
+        is_evaluation = event["event"] == "eval" and is_monitored and "best_step" not in event
         if is_evaluation and is_whole and isinstance(value, float) and math.isfinite(value):
             values[event["step"]] = best(value, values.get(event["step"], value))
     return values

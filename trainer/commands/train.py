@@ -70,6 +70,7 @@ from trainer.report.events import read_events
 from trainer.report.screen import Display, Lines, open_screen
 from trainer.shapes import to_json
 from trainer.signals import StopSignals
+from trainer.validation_sets import VALIDATION, file_stem, validation_splits
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
@@ -433,7 +434,7 @@ def _keep_changes(file: Path, is_own: Callable[[Path], bool]) -> None:
 
 def _finish(job: TrainJob, folder: Path, training: Training, console: Console, board: TensorBoard | None) -> None:
     """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
-    from trainer.builders.checkpointed import load_checkpointed_model, save_model
+    from trainer.builders.checkpointed import load_checkpointed_model, resolve_split, save_model
     from trainer.builders.data import set_limits
     from trainer.commands.decision import with_kept_rule
     from trainer.commands.eval import evaluate_split, is_evaluation, print_scores
@@ -453,10 +454,11 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
         except CheckpointError as error:  # training must not fail: its result needs no rule
             logger.warning("%s", error)
         set_limits(job.data)
-        split = "test" if "test" in best.encoded.splits else "validation"
+        sets = validation_splits(best.encoded.splits)
+        split = "test" if "test" in best.encoded.splits else resolve_split(VALIDATION, best.job)
         _keep_changes(folder / REPORT, is_own_page)
-        for each in dict.fromkeys(("validation", split) if job.eval.predictions else (split,)):
-            file = folder / EVALUATIONS / f"{each}.json"
+        for each in dict.fromkeys((*sets, split) if job.eval.predictions else (split,)):
+            file = folder / EVALUATIONS / f"{file_stem(each)}.json"
             _keep_changes(file, is_evaluation)
             _keep_changes(predictions_file(file), is_predictions)
             evaluation = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)

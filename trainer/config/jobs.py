@@ -46,6 +46,7 @@ _METRICS = (
     "metrics to compute in addition to the task's own: names such as auroc, mcc or top_5_accuracy, or "
     "{_target_: <class>, name: <name>, <key>: <value>}"
 )
+_SPLITS = "train, test, validation, or validation/<name> of several sets; validation is then the monitored one"
 _JSON = "print one JSON document instead of tables"
 _BACKEND = "torch runs a checkpoint, onnx {}; null is onnx if run is a folder of artifacts, else torch"
 
@@ -241,7 +242,9 @@ class CheckpointSection:
         2, "number of newest checkpoints kept, at least 2; the best one is kept as well"
     )
     monitor: NonEmptyStr | None = key(
-        None, "metric that selects the best checkpoint, by the loss if it is equal; null is the task's default"
+        None,
+        "metric that selects the best checkpoint, by the loss if it is equal, or <name>/<metric> of several validation "
+        "sets; null is the task's default",
     )
 
 
@@ -452,7 +455,7 @@ class ReportJob:
 class EvalJob(DeviceJob, DataJob):
     """An evaluation."""
 
-    split: Literal["train", "validation", "test"] = key("test", "split to evaluate: train, validation or test")
+    split: str = key("test", f"split to evaluate: {_SPLITS}")
     devices: Count | Literal["auto"] = key(
         1,
         "number of devices that share the batches, a process each; auto is every GPU",
@@ -481,9 +484,7 @@ class EvalJob(DeviceJob, DataJob):
 class ExportJob(CheckpointJob, DataJob):
     """An export."""
 
-    split: Literal["train", "validation", "test"] = key(
-        "test", "split that proves the metric of an artifact: train, validation or test"
-    )
+    split: str = key("test", f"split that proves the metric of an artifact: {_SPLITS}")
     force: bool = key(False, "replace files in the folder of the artifacts that no export has written")
     prune: Part | None = optional_group("weights of the artifacts that are set to 0", PruneKeys)
     export: Part = group("the artifacts")

@@ -46,11 +46,13 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
 
 
 def data_paths(config: Mapping[str, Any], job_type: type) -> list[str]:
-    """Return the keys of `data` whose values are paths; the values of a mapping decide more than where data is."""
+    """Return the keys of `data` whose values are paths; a path that is a key of a mapping is not only a place."""
     return [
-        f"{group}.{key}"
+        f"{group}.{key}{inner}"
         for group, key, value, annotation in _path_values(config, job_type)
-        if group == _DATA and not isinstance(value, Mapping) and any(True for _ in paths_in(value, annotation))
+        if group == _DATA
+        for inner in dict.fromkeys(inner for _, _, inner in paths_in(value, annotation))
+        if inner or not isinstance(value, Mapping)
     ]
 
 

@@ -30,6 +30,7 @@ from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any, show_value
 from trainer.rules import broken_rules
+from trainer.validation_sets import SPLIT_PATTERN, name_problems, named_sets, set_problem
 
 MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
@@ -41,6 +42,7 @@ SYNTAX = {
     "device": (r"auto|cpu|mps|cuda(:\d{1,3})?", "must be auto, cpu, cuda, cuda:N or mps"),
     "checkpoint": (r"best|last|step-\d+", "must be best, last or step-N"),
     "start": (r"step-\d+", "must be step-N"),
+    "split": (SPLIT_PATTERN, "must be train, test, validation or validation/<name>"),
 }
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
@@ -341,6 +343,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from validate_devices(config)
     yield from _validate_prediction(flat)
     yield from _validate_folds(flat)
+    yield from _validate_sets(config)
     yield from _validate_intervals(flat)
     yield from _validate_token_budget(flat)
     yield from _validate_phases(flat)
@@ -384,6 +387,20 @@ def _validate_folds(flat: Mapping[str, Any]) -> Iterator[str]:
     if folds is not None and isinstance(split, Mapping) and split.get("time") is not None:
         remedy = "Set data.folds=null or data.split.time=null"
         yield format_error("data.folds", "folds would mix rows of all times (data.split.time)", remedy, value=folds)
+
+
+def _validate_sets(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of several named validation sets, of the sources that can have them."""
+    data = config.get("data")
+    if not isinstance(data, Mapping) or not str(data.get("_target_")).startswith(OWN):
+        return
+    validation = data.get("validation")
+    yield from name_problems(validation)
+    if (problem := set_problem(value_at(config, "checkpoint.monitor"), validation)) is not None:
+        yield problem
+    if named_sets(validation) and data.get("folds") is not None:
+        remedy = "Set data.folds=null, or name one set of files in data.validation"
+        yield format_error("data.folds", "folds replace several validation sets", remedy, value=data["folds"])
 
 
 def _validate_prediction(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.constraints import NonEmptyStr, Rule, validated
-from trainer.data.data_files import DataFiles, FileSource
+from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.line_reader import read_lines
 from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
 from trainer.errors import DataError, format_error
@@ -30,7 +30,8 @@ class Conll(FileSource):
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.conll`, or several.
-        validation: Files of the validation split; None holds out a share of the training files.
+        validation: Files of the validation split, or of several validation sets by name; None holds out a share of the
+            training files.
         test: Files of the test split; None holds out a share of the training files.
         word: The column of the words, from 0; negative numbers count from the last column.
         tag: The column of the tags, likewise.
@@ -54,7 +55,7 @@ class Conll(FileSource):
     def __init__(
         self,
         train: DataFiles,
-        validation: DataFiles | None,
+        validation: ValidationFiles | None,
         test: DataFiles | None,
         word: int,
         tag: int,

@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias
 
 from annotated_types import MinLen
 
-from trainer.constraints import DataFile
+from trainer.constraints import DataFile, NonEmptyStr
 from trainer.data.cells import file_bytes_digest
 from trainer.data.line_reader import unreadable_error
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.splits import GroupedShares, SplitLayout, split_row_id
-from trainer.errors import DataError, RowErrors, format_error
+from trainer.errors import DataError, RowErrors, format_error, raise_if_any
 from trainer.layout import expand_home
+from trainer.validation_sets import by_split, file_stem, name_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DataFiles: TypeAlias = DataFile | Annotated[list[DataFile], MinLen(1)]
 """A path, a pattern such as `data/*.csv`, or a list of them."""
+
+ValidationFiles: TypeAlias = DataFiles | Mapping[NonEmptyStr, DataFiles]
+"""The files of one validation set, or those of several by name."""
 
 Paths = dict[str, list[Path]]
 """The files of each split that has its own."""
@@ -52,12 +56,13 @@ class FileSource:
     def __init__(
         self,
         train: DataFiles,
-        validation: DataFiles | None,
+        validation: ValidationFiles | None,
         test: DataFiles | None,
         split: GroupedShares,
         cache_dir: str | None,
     ) -> None:
-        self._file_names: Mapping[str, DataFiles | None] = {"train": train, "validation": validation, "test": test}
+        raise_if_any(*name_problems(validation))
+        self._file_names: Mapping[str, DataFiles | None] = {"train": train, **by_split(validation), "test": test}
         self._layout = SplitLayout.from_arguments(self._file_names, split)
         self._cache_dir = cache_dir
 
@@ -129,12 +134,14 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
         paths[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
         for path in paths[split]:
             if (other := split_of.setdefault(path.resolve(), split)) != split:
-                raise DataError(format_error(f"data.{split}", f"names a file of data.{other} too", value=str(path)))
+                problem = f"names a file of data.{file_stem(other)} too"
+                raise DataError(format_error(f"data.{file_stem(split)}", problem, value=str(path)))
     return paths
 
 
 def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[Path]:
     """Return the files that a path or a pattern names, sorted by name."""
+    key = f"data.{file_stem(split)}"
     path = Path(expand_home(pattern))
     paths = [path]
     if has_magic(pattern) and not path.exists():
@@ -142,14 +149,14 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
     if not paths or not paths[0].exists():
         similar = get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.5)
         remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
-        raise DataError(format_error(f"data.{split}", "no such file", remedy, value=pattern))
+        raise DataError(format_error(key, "no such file", remedy, value=pattern))
     for path in paths:
         if path.is_dir():
             remedy = f"Name the files in it: {path / ('*.csv' if suffixes else '*.txt')}"
-            raise DataError(format_error(f"data.{split}", "expected a file, not a folder", remedy, value=pattern))
+            raise DataError(format_error(key, "expected a file, not a folder", remedy, value=pattern))
         if not path.is_file():
             remedy = "Write what it yields into a file first"
-            raise DataError(format_error(f"data.{split}", "is a pipe or a device, not a file", remedy, value=pattern))
+            raise DataError(format_error(key, "is a pipe or a device, not a file", remedy, value=pattern))
         if suffixes is not None and not path.name.lower().endswith(tuple(suffixes)):
             remedy = f"Supported formats: {', '.join(sorted(suffixes))}"
             if path.suffix.lower() in _TEXT_SUFFIXES:

@@ -29,6 +29,7 @@ from trainer.mapped_files import MappedRows, release_pages
 from trainer.progress import phase
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
+from trainer.validation_sets import file_stem
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +83,7 @@ class Encoded:
         """Return the first raw rows of a split, at most 4."""
         from pyarrow import parquet
 
-        rows: list[Row] = parquet.read_table(self.folder / _SAMPLES.format(split=split)).to_pylist()
+        rows: list[Row] = parquet.read_table(self.folder / _SAMPLES.format(split=file_stem(split))).to_pylist()
         return rows
 
 
@@ -214,15 +215,17 @@ def _write(
     errors = RowErrors()
     with replaced_folder(folder, _storage_error, is_cache=True) as stage:
         for split, every in raw.items():
-            rows = every
+            rows, file = every, stage / f"{file_stem(split)}.arrow"
             try:
-                sizes[split] = _encode_split(task, rows, stage / f"{split}.arrow")
+                sizes[split] = _encode_split(task, rows, file)
             except RowError:
                 rows = rows.select(_find_usable(source, task, split, rows, errors))
                 if not drop_broken or not len(rows):
                     continue
-                sizes[split] = _encode_split(task, rows, stage / f"{split}.arrow")
-            parquet.write_table(rows.with_format("arrow")[:_NUM_SAMPLES], stage / _SAMPLES.format(split=split))
+                sizes[split] = _encode_split(task, rows, file)
+            parquet.write_table(
+                rows.with_format("arrow")[:_NUM_SAMPLES], stage / _SAMPLES.format(split=file_stem(split))
+            )
         if len(sizes) < len(raw):
             raise _broken_rows_error(errors, [split for split in raw if split not in sizes], drop_broken)
         if errors:
@@ -255,7 +258,7 @@ def _load(source: Source, task: Task) -> dict[str, Dataset]:
 def _broken_rows_error(errors: RowErrors, splits: Sequence[str], drop_broken: bool) -> DataError:
     """Return the error that lists broken rows of all splits; `splits` have no other rows, or must not lose any."""
     if drop_broken:
-        return DataError(*errors.messages(), f"data.{splits[0]}: all rows are left out by data.drop_broken.")
+        return DataError(*errors.messages(), f"data.{file_stem(splits[0])}: all rows are left out by data.drop_broken.")
     remedy = "Correct or remove them, or set data.drop_broken=true to leave them out"
     summary = format_error("data.drop_broken", f"{len(errors)} rows cannot be encoded", remedy, value=drop_broken)
     return DataError(*errors.messages(), summary)
@@ -335,7 +338,7 @@ def _read(folder: Path) -> tuple[StateDict, dict[str, MappedRows], list[str]] | 
         return None
     try:
         check_shape(index, _SHAPE)
-        splits = {split: MappedRows.from_file(str(folder / f"{split}.arrow")) for split in index["rows"]}
+        splits = {split: MappedRows.from_file(str(folder / f"{file_stem(split)}.arrow")) for split in index["rows"]}
         if {split: len(rows) for split, rows in splits.items()} != index["rows"]:
             raise ValueError("rows are missing")
         for rows in splits.values():

@@ -19,7 +19,7 @@ from trainer.data.cells import (
     image_digest,
     unescape_tab,
 )
-from trainer.data.data_files import DataFiles, FileSource
+from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.plausibility import ColumnWarning
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
 from trainer.data.splits import GROUPED_SPLIT_RULES, TIME_RULE, GroupedShares, row_id, split_schema, write_splits
@@ -54,7 +54,8 @@ class Files(FileSource):
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.csv`, or several.
-        validation: Files of the validation split; None holds out a share of the training files.
+        validation: Files of the validation split, or of several validation sets by name; None holds out a share of the
+            training files.
         test: Files of the test split; None holds out a share of the training files.
         text: The column of the texts.
         label: The column of the labels; numbers become strings.
@@ -91,7 +92,7 @@ class Files(FileSource):
     def __init__(
         self,
         train: DataFiles,
-        validation: DataFiles | None,
+        validation: ValidationFiles | None,
         test: DataFiles | None,
         text: NonEmptyStr,
         label: NonEmptyStr,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trainer.constraints import validated
-from trainer.data.data_files import DataFiles, FileSource
+from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.line_reader import read_lines
 from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
 from trainer.errors import DataError, format_error
@@ -28,7 +28,8 @@ class Lines(FileSource):
 
     Args:
         train: Files of the training split: a path, a pattern such as `data/*.txt`, or several.
-        validation: Files of the validation split; None holds out a share of the training files.
+        validation: Files of the validation split, or of several validation sets by name; None holds out a share of the
+            training files.
         test: Files of the test split; None holds out a share of the training files.
         documents: The unit that becomes one text: `line`, every line that is not blank; `blank`, the lines up to a
             blank one; `file`, a whole file.
@@ -45,7 +46,7 @@ class Lines(FileSource):
     def __init__(
         self,
         train: DataFiles,
-        validation: DataFiles | None,
+        validation: ValidationFiles | None,
         test: DataFiles | None,
         documents: Literal["line", "blank", "file"],
         split: Shares,

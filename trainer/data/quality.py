@@ -15,6 +15,7 @@ from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Columns, Target
+from trainer.validation_sets import VALIDATION, is_validation
 
 INPUT_DIGEST, TARGET_DIGEST, GROUP_DIGEST = "input_digest", "target_digest", "group_digest"
 """Columns of encoded data, int64, that identify equal rows without keeping the raw rows; the last one is there only if
@@ -186,7 +187,7 @@ def measure_quality(
 
     blocks = -(-sum(map(len, encoded.values())) // block_size)
     for block in range(blocks):
-        seen = np.empty(0, dtype=np.int64)
+        seen = _Earlier()
         for split, rows in encoded.items():
             positions, inputs, targets = _rows_of_block(rows, block, blocks)
             duplicates, conflicting = _duplicates_and_conflicts(inputs, targets)
@@ -194,9 +195,9 @@ def measure_quality(
             if target != "values":
                 add(split, "conflicting", positions[conflicting])
             if split != "train":
-                add(split, "leaked", positions[np.isin(inputs, seen)])
+                add(split, "leaked", positions[np.isin(inputs, seen.before(split))])
             add(split, "empty", positions[np.isin(inputs, list(_empty_digests()))])
-            seen = np.union1d(seen, inputs)
+            seen.add(split, inputs)
     _add_shared_groups(encoded, add)
     times = _add_old_rows(encoded, add)
     for split, rows in encoded.items():
@@ -210,17 +211,44 @@ def measure_quality(
     return DataReport(sizes, shares, first, times)
 
 
+class _Earlier:
+    """The values in the splits before each one, where several validation sets are not before each other."""
+
+    def __init__(self) -> None:
+        self._stage = "train"
+        self._before: np.ndarray | None = None
+        self._own: np.ndarray | None = None
+
+    def before(self, split: str) -> np.ndarray:
+        """Return the different values of the earlier splits, ascending."""
+        stage = VALIDATION if is_validation(split) else split
+        if stage != self._stage:
+            self._stage, self._before = stage, _union(self._before, self._own)
+            self._own = None
+        return np.empty(0, dtype=np.int64) if self._before is None else self._before
+
+    def add(self, split: str, values: np.ndarray) -> None:
+        """Add values of a split."""
+        self.before(split)
+        self._own = _union(self._own, values)
+
+
+def _union(left: np.ndarray | None, right: np.ndarray | None) -> np.ndarray | None:
+    if left is None or right is None:
+        return np.unique(right) if left is None and right is not None else left
+    return np.union1d(left, right)
+
+
 def _add_shared_groups(encoded: Mapping[str, MappedRows], add: Callable[[str, str, np.ndarray], None]) -> None:
     """Add the rows of each split whose group is in an earlier one, if the rows have groups."""
-    seen = np.empty(0, dtype=np.int64)
+    seen = _Earlier()
     for split, rows in encoded.items():
         if GROUP_DIGEST not in rows.column_names:
             continue
-        known = seen
         for start, (groups,) in _chunks(rows, GROUP_DIGEST):
             if split != "train":
-                add(split, "shared groups", start + np.flatnonzero(np.isin(groups, known)))
-            seen = np.union1d(seen, groups)
+                add(split, "shared groups", start + np.flatnonzero(np.isin(groups, seen.before(split))))
+            seen.add(split, groups)
 
 
 def _add_old_rows(
@@ -231,20 +259,20 @@ def _add_old_rows(
     Returns:
         The first and the last time of each split, for people.
     """
-    newest: np.generic | None = None
+    newest = _Earlier()
     spans = {}
     for split, rows in encoded.items():
         if TIME not in rows.column_names:
             continue
-        limit, bounds = newest, []
+        earlier, bounds = newest.before(split), []
         for start, (times,) in _chunks(rows, TIME):
-            if limit is not None:
-                add(split, "too old", start + np.flatnonzero(times <= limit))
+            if len(earlier):
+                add(split, "too old", start + np.flatnonzero(times <= earlier[-1]))
             bounds += [times.min(), times.max()]
         has_zone = getattr(rows.data.schema.field(TIME).type, "tz", None) is not None
         first, last = (_format_time(bound, has_zone=has_zone) for bound in (min(bounds), max(bounds)))
         spans[split] = (first, last)
-        newest = max(bounds) if newest is None else max(newest, *bounds)
+        newest.add(split, np.array([max(bounds)]))
     return spans
 
 

@@ -25,6 +25,7 @@ from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
 from trainer.shapes import to_json
+from trainer.validation_sets import file_stem
 
 if TYPE_CHECKING:
     import pyarrow
@@ -168,7 +169,8 @@ class SplitLayout:
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
         # In one order, whatever that of the arguments: the shares are a part of fingerprints.
-        names = [name for name in ("validation", "test") if name in split and own.get(name) is None]
+        given = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
+        names = [name for name in ("validation", "test") if name in split and name not in given]
         return cls(own, {name: float(split[name]) for name in names}, split.get(TIME) is not None)
 
     def for_split(self, split: str) -> SplitLayout | None:
@@ -332,7 +334,9 @@ def write_splits(
     shares = {} if later else layout.shares
     with ExitStack() as stack:
         names = origins if later else layout.names
-        writers = {name: stack.enter_context(SplitWriter(folder / f"{name}.arrow", schema)) for name in names}
+        writers = {
+            name: stack.enter_context(SplitWriter(folder / f"{file_stem(name)}.arrow", schema)) for name in names
+        }
         for origin, samples in origins.items():
             count, first = 0, -1
             for split, row, values in _assign_splits(origin, samples, shares, lowest):
@@ -449,8 +453,8 @@ def read_splits(folder: Path, layout: SplitLayout, describe_row: Callable[[str, 
         _LOG.warning(message.replace("{place}", describe_row("train", row)))
     for name, description, count, row in json.loads((folder / "dropped.json").read_text()):
         rows = description.replace("rows", "row", 1) if count == 1 else description
-        _LOG.warning("data.%s: dropped %d %s; the first is %s", name, count, rows, describe_row(name, row))
-    return {name: datasets.Dataset.from_file(str(folder / f"{name}.arrow")) for name in layout.names}
+        _LOG.warning("data.%s: dropped %d %s; the first is %s", file_stem(name), count, rows, describe_row(name, row))
+    return {name: datasets.Dataset.from_file(str(folder / f"{file_stem(name)}.arrow")) for name in layout.names}
 
 
 def split_in_memory(

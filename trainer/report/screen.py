@@ -19,6 +19,7 @@ from trainer.progress import Phase, shown_on
 from trainer.report.console import ConsoleStyle, can_draw, format_fields, format_number
 from trainer.report.live import LiveLines
 from trainer.signals import DRAWING
+from trainer.validation_sets import VALIDATION, is_validation
 
 if TYPE_CHECKING:
     from trainer.state import Score
@@ -44,6 +45,7 @@ class Course:
         higher_is_better: Its direction.
         best: The best score so far; None if there is none.
         best_step: Its step.
+        split: The validation split of the metric.
     """
 
     total_steps: int
@@ -52,12 +54,13 @@ class Course:
     higher_is_better: bool
     best: Score | None = None
     best_step: int | None = None
+    split: str = VALIDATION
 
     def observe(self, step: int, values: Mapping[str, Any]) -> bool:
         """Return whether an evaluation has the best score so far."""
         from trainer.state import Score  # here, because a config error is reported without torch
 
-        if self.monitor not in values:
+        if self.monitor not in values or values.get("split", self.split) != self.split:
             return False
         score = Score(self.monitor, values[self.monitor], self.higher_is_better, values["weights"], values.get("loss"))
         if not score.is_better_than(self.best):
@@ -188,7 +191,7 @@ class Display:
                 self._numbers = self._loss.add_to(values)
             elif event == "checkpoint":
                 self._saved = step
-            elif event == "eval" and values["split"] == "validation" and self._is_training:
+            elif event == "eval" and is_validation(values["split"]) and self._is_training:
                 is_best = self._course.observe(step, values)
                 for line in self._table.lines(self._course, step, epoch, values, is_best, self._console.width):
                     self._console.out(line, highlight=False)
@@ -295,12 +298,14 @@ class EvaluationTable:
         self, course: Course, step: int, epoch: float, values: Mapping[str, Any], is_best: bool, width: int
     ) -> list[str]:
         """Return the row of an evaluation, after the header if it is new; `*` marks the best score so far."""
-        cells = {"step": str(step), "epoch": f"{epoch:.2f}", "weights": str(values["weights"])}
+        _, is_named, name = str(values.get("split", "")).partition("/")
+        cells = {"step": str(step), "epoch": f"{epoch:.2f}", **({"set": name} if is_named else {})}
+        cells["weights"] = str(values["weights"])
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         cells |= {displayable(name, keep_lines=False): format_number(value) for name, value in numbers.items()}
         least = dict.fromkeys(numbers, 10) | {"step": len(str(course.total_steps)), "epoch": 6, "weights": 7}
         widths = {name: max(least.get(name, 10), len(name)) for name in cells}
-        priority = ["step", course.monitor, "loss", "weights", *numbers, "epoch"]
+        priority = ["step", "set", course.monitor, "loss", "weights", *numbers, "epoch"]
         chosen, room = set[str](), width - 1
         for name in dict.fromkeys(each for each in priority if each in cells):
             if widths[name] + 2 <= room:

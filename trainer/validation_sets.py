@@ -1,0 +1,83 @@
+"""Names of validation sets: the split `validation`, or a split `validation/<name>` for each of several sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from trainer.errors import did_you_mean, format_error
+
+VALIDATION: Final = "validation"
+
+SPLIT_PATTERN: Final = r"train|test|validation(/[A-Za-z][\w-]*)?"
+"""The names of splits, as a regular expression."""
+
+_RESERVED: Final = ("train", "validation", "test")
+_IMAGE_FILES: Final = {"images", "labels"}
+"""The two files of one set of the source `idx`."""
+
+
+def named_sets(validation: object) -> list[str]:
+    """Return the names of several validation sets, for the argument `validation` of a source; none for a single set."""
+    is_several = isinstance(validation, Mapping) and set(validation) != _IMAGE_FILES
+    return [str(name) for name in validation] if is_several else []  # type: ignore[attr-defined]
+
+
+def by_split(validation: object) -> dict[str, Any]:
+    """Return the data of each validation split, for the argument `validation` of a source."""
+    names = named_sets(validation)
+    return {set_split(name): validation[name] for name in names} if names else {VALIDATION: validation}  # type: ignore[index]
+
+
+def set_split(name: str) -> str:
+    """Return the split of a named validation set."""
+    return f"{VALIDATION}/{name}"
+
+
+def is_validation(split: object) -> bool:
+    """Return whether a split is a validation set."""
+    return isinstance(split, str) and split.partition("/")[0] == VALIDATION
+
+
+def validation_splits(splits: Iterable[str]) -> list[str]:
+    """Return the validation sets among some splits, in their order."""
+    return [split for split in splits if is_validation(split)]
+
+
+def file_stem(split: str) -> str:
+    """Return the name of a split in file names and keys: `validation.clean`."""
+    return split.replace("/", ".")
+
+
+def select_monitored(monitor: str | None, splits: Sequence[str]) -> tuple[str, str | None]:
+    """Return the validation split and the metric that `checkpoint.monitor` names: the first one and None by default.
+
+    Args:
+        monitor: A metric, `<set>/<metric>`, or None.
+        splits: The validation splits.
+    """
+    name, _, metric = (monitor or "").partition("/")
+    if set_split(name) in splits:
+        return set_split(name), metric or None
+    return splits[0], monitor
+
+
+def name_problems(validation: object) -> Iterator[str]:
+    """Yield a message for each name of a validation set that cannot be one."""
+    if isinstance(validation, Mapping) and not validation:
+        yield format_error(f"data.{VALIDATION}", "names no set", "Set a file, or null", value={})
+    for name in named_sets(validation):
+        valid = name.isascii() and name[:1].isalpha() and name.replace("-", "_").isidentifier()
+        if not valid or name in _RESERVED:
+            problem = "the name of a validation set is letters, digits, _ and -, from a letter, and no other split"
+            yield format_error(f"data.{VALIDATION}", problem, "Rename it", value=name)
+
+
+def set_problem(monitor: object, validation: object) -> str | None:
+    """Return the message about a set in `checkpoint.monitor` that does not exist; None if there is none."""
+    names = named_sets(validation)
+    name, separator, _ = monitor.partition("/") if isinstance(monitor, str) else ("", "", "")
+    if not separator or not names or name in names:
+        return None
+    problem = f"there is no validation set {name!r}"
+    return format_error("checkpoint.monitor", problem, did_you_mean(name, names), value=monitor)
