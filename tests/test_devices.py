@@ -127,6 +127,8 @@ ON_TEXT = {
     "kl_distillation": ["loss=kl_distillation", "loss.teacher=teacher"],
     "gradient_checkpointing": ["model=pretrained", "model.path=bert", "model.gradient_checkpointing=true"],
     "tags": ["task=token_classification"],
+    "crf": ["task=token_classification", "loss=crf"],
+    "crf_of_padded_tags": ["task=token_classification", "loss=crf", "loader.batching=padded"],
     "masked_lm": ["task=masked_lm"],
     "causal_lm": ["task=causal_lm", "model=decoder", "model.tie_embeddings=false"],
     "tied_embeddings": ["task=causal_lm", "model=decoder", "model.tie_embeddings=true"],

@@ -243,6 +243,7 @@ STATEFUL_PARTS = {
     "reduce_on_plateau": ["optimizer=adam", "scheduler=reduce_on_plateau", "scheduler.every=2", "scheduler.patience=0"],
     "pruned": ["prune=random", "prune.amount=0.5", "optimizer=muon", "train.accumulate=2", "ema.decay=0.9"],
     "hierarchical_softmax": ["loss=hierarchical_softmax", "loss.in_features=16", "ema.decay=0.9"],
+    "crf": ["task=token_classification", "loss=crf", "loss.constraints=true", "optimizer=muon", "ema.decay=0.9"],
 }
 ALL_PARTS = {
     **{file.stem: [f"optimizer={file.stem}"] for file in sorted((CONF / "optimizer").glob("*.yaml"))},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from trainer.evaluate import evaluate
 from trainer.intervals import metric_intervals
 from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
 from trainer.loss.cosine_embedding import CosineEmbedding
+from trainer.loss.crf import Crf
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.loss.info_nce import InfoNce
 from trainer.loss.mse import Mse
@@ -68,6 +70,13 @@ COLUMNS: dict[str, list[Any]] = {
 CE = CrossEntropy(None, 0.1, -100)
 
 
+def crf(*between: Sequence[float]) -> Crf:
+    """Return a CRF with these scores of transitions."""
+    loss = Crf(False, -100, len(between))
+    loss.between.data = torch.tensor(between)
+    return loss
+
+
 class Case(NamedTuple):
     task: Any
     loss: Loss
@@ -80,6 +89,7 @@ CASES = {
     "labels": Case(MultilabelClassification(threshold=0.45, **TEXTS), BinaryCrossEntropy(None, 0.0, -100)),
     "values": Case(Regression(**TEXTS), Mse()),
     "tags": Case(TokenClassification(**TEXTS), CE, ("packed", "padded")),
+    "sequences": Case(TokenClassification(**TEXTS), crf([-2.0, 2.0], [3.0, -4.0]), ("packed", "padded")),
     "masked": Case(MaskedLm(mask_share=0.3, whole_words=False, **TEXTS), CE, ("packed", "padded")),
     "causal": Case(CausalLm(**TEXTS), CE, ("packed", "full_rows", "padded"), decoder),
     "pairs": Case(SentenceEmbedding(supervision="pairs", **VIEWS), InfoNce(0.1, False)),
@@ -149,7 +159,7 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
         assert np.allclose(columns["target"], COLUMNS["value"], atol=1e-5)
         errors = np.abs(np.array(columns["prediction"]) - np.array(columns["target"]))
         assert errors.mean() == pytest.approx(values["mae"], rel=1e-5)
-    elif name == "tags":
+    elif name in ("tags", "sequences"):
         right = [a == b for target, answer in answers for a, b in zip(target, answer, strict=True)]
         assert np.mean(right) == pytest.approx(values["accuracy"])
         assert columns["target"][0] == COLUMNS["tags"][0][: len(columns["target"][0])]
@@ -165,7 +175,7 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
         assert columns["prediction"] == columns["target"] == [None] * len(table)
 
 
-@pytest.mark.parametrize("name", ["tags", "masked", "causal"])
+@pytest.mark.parametrize("name", ["tags", "sequences", "masked", "causal"])
 def test_a_row_does_not_depend_on_the_layout(name: str) -> None:
     padded, *others = (record(CASES[name], batching)[1] for batching in reversed(CASES[name].layouts))
     losses = padded["loss"].to_numpy()
@@ -173,6 +183,13 @@ def test_a_row_does_not_depend_on_the_layout(name: str) -> None:
     for table in others:
         assert np.allclose(table["loss"].to_numpy(), losses, rtol=1e-4)
         assert table.drop_columns(["loss"]) == padded.drop_columns(["loss"])
+
+
+def test_predicted_tags_are_the_best_sequence() -> None:
+    pushed = crf([-50.0, 0.0], [0.0, -50.0])
+    _, table, values = record(CASES["sequences"]._replace(loss=pushed), "packed")
+    assert all(one != other for row in table["prediction"].to_pylist() for one, other in pairwise(row))
+    assert values["accuracy"] < 1
 
 
 @pytest.mark.parametrize("name", ["class", "labels"])

@@ -31,8 +31,8 @@ TARGETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "views": lambda: (torch.randn(12, 4), torch.arange(6).repeat_interleave(2).view(6, 2)),
     "similarity": lambda: (torch.randn(12, 4), torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0])),
 }
-WITHOUT_LOGITS = ("kl_distillation", "hierarchical_softmax", "adaptive_softmax")
-"""Losses that need a teacher, or own the last layer of the model."""
+WITHOUT_LOGITS = ("kl_distillation", "hierarchical_softmax", "adaptive_softmax", "crf")
+"""Losses that need a teacher, own the last layer of the model, or read sequences."""
 FROM_A_FOLDER = ("pretrained", "pretrained_image")
 """Models of transformers: tests/model/test_pretrained.py proves them equal to the library's own."""
 INPUTS = {

@@ -61,6 +61,7 @@ DECISION: Final = {"step": int, "weights": str, "checkpoint_sha256": str, **_RUL
 
 _TASK_SHAPE: Final = {
     "decision?": _RULE,
+    "transitions?": {"start": [float], "between": [[float]], "end": [float]},
     "labels?": [str],
     "class_counts?": [int],
     "num_train?": int,

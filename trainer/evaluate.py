@@ -61,7 +61,7 @@ def evaluate(
                 with precision.autocast():
                     output = model(**batch.inputs)
                 for rows, part in _split_deferred(output, batch):
-                    value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows)
+                    value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows, part.target)
                     if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
                         total += value
                         metrics.update(scores.float(), part.target)

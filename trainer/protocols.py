@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.decision import DecisionRule
     from trainer.mapped_files import MappedRows
     from trainer.sample_rng import SampleRng
+    from trainer.tags import TagTransitions
 
 Batching = Literal["packed", "full_rows", "padded", "bucketed", "fixed"]
 Columns = Mapping[str, Sequence[Any]]
@@ -146,7 +147,7 @@ class Loss(Protocol):
     whose value is no sum over samples must fit `HasBatchStatistic`; otherwise each device would compute its own value.
 
     A loss may also fit `DeclaresTargets`, `ChecksTargets`, `IgnoresTargets`, `UsesInputs`, `HasLossHead`, `HasTeacher`,
-    `SumsOverRows`, `HasRowTerms`.
+    `SumsOverRows`, `HasRowTerms`, `HasTagTransitions`.
     """
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -166,6 +167,15 @@ class DeclaresTargets(Protocol):
     """
 
     targets: tuple[str, ...]
+
+
+class NeedsSequences(Protocol):
+    """A loss of sequences of tags: each row of its targets (B, T) must be a sequence, see `tags_sequences` of tasks.
+
+    `needs_sequences` is a class attribute with a literal value, as `targets`.
+    """
+
+    needs_sequences: bool
 
 
 @runtime_checkable
@@ -211,6 +221,15 @@ class HasLossHead(Protocol):
 
     def scores(self, output: Tensor) -> Tensor:
         """Return the class scores (..., C) of the features (..., D), for metrics, predictions and artifacts."""
+        ...
+
+
+@runtime_checkable
+class HasTagTransitions(Protocol):
+    """A loss that also scores transitions between tags: the best sequence of tags is then the answer."""
+
+    def tag_transitions(self) -> TagTransitions:
+        """Return the scores of transitions, detached copies in float32."""
         ...
 
 
@@ -360,12 +379,13 @@ class Task(Stateful, Protocol):
     `state_dict` is JSON: what `fit` learned from the training split (labels, tokenizer, ...).
 
     A task may have more abilities, each a protocol below: `HasNumericColumns`, `HasTrainTarget`, `UsesExtraRows`,
-    `HasPredictionRows`, `LanguageModelTask`, `HasEndToken`, `HasPredictScript`. It may also declare these class
-    attributes as literals, which are read from the source before torch is loaded:
+    `HasPredictionRows`, `LanguageModelTask`, `HasEndToken`, `HasPredictScript`, `UsesTagTransitions`. It may also
+    declare these class attributes as literals, which are read from the source before torch is loaded:
 
     * `monitors`: the names of all metrics that `checkpoint.monitor` may name;
     * `shares_by`: the task's keys that turn training targets into `shares` if one of them is above 0;
-    * `level`: `token` if the task needs a model with one output per token.
+    * `level`: `token` if the task needs a model with one output per token;
+    * `tags_sequences`: True if each row of its targets (B, T) is a sequence of tags, see `NeedsSequences`.
     """
 
     monitor: str
@@ -509,6 +529,15 @@ class HasDecisionRule(Protocol):
         Loss, metrics, probabilities, and predictions all read the result: `trainer.targets.calibrate_output`.
         """
         ...
+
+
+@runtime_checkable
+class UsesTagTransitions(Protocol):
+    """A task that tags sequences and can answer with the best sequence of tags."""
+
+    transitions: TagTransitions | None
+    """The scores of transitions of a trained loss (`HasTagTransitions`), which predictions, metrics of artifacts, and
+    the files and state of artifacts follow; None if each tag is chosen by itself, and during training."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from trainer.protocols import (
     Batch,
     HasAnswers,
     HasBatchStatistic,
+    HasTagTransitions,
     LanguageModelTask,
     Loss,
     Target,
@@ -97,6 +98,9 @@ class RowRecorder:
         counts = self._count_targets(host.target, parts)
         columns: dict[str, Any] = {"row": list(host.ids), "num_targets": counts, **self.origins(host.ids)}
         columns |= self._losses(batch, output, parts, counts)
+        if per_token and isinstance(self.loss, HasTagTransitions) and isinstance(output, Tensor):
+            # All sequences of the batch together, which takes hardly longer than one.
+            parts = list(_split_samples(host, batch, compute_scores(self.loss, output, batch.target)))
         columns |= self._token_answers(kind, parts) if per_token else self._answers(kind, host.target, output)
         arrays = [
             pa.nulls(len(host.ids), field.type)
@@ -155,11 +159,12 @@ class RowRecorder:
         is_sum = not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
         if not is_sum or (isinstance(loss, UsesInputs) and loss.needs_inputs):
             return {}
-        if parts:
+        assert batch.target is not None
+        rows_are_samples = len(batch.target) == batch.num_samples
+        if parts and not (rows_are_samples and isinstance(loss, HasTagTransitions)):
             sums = torch.stack([compute_loss(loss, part.output, replace(batch, target=part.target)) for part in parts])
         else:
             assert isinstance(output, Tensor), "only token models defer their logits"
-            assert batch.target is not None
             sums = compute_row_losses(loss, output, batch.target)
         values = sums.double().cpu().numpy() / np.maximum(counts, 1)
         return {"loss": values.astype(np.float32)}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, format_error
-from trainer.protocols import HasLossHead
+from trainer.protocols import HasLossHead, HasTagTransitions
 from trainer.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Sharding:
         self._shard(loss)
         if isinstance(loss, HasLossHead):
             register_fsdp_forward_method(loss, "scores")
+        if isinstance(loss, HasTagTransitions):
+            register_fsdp_forward_method(loss, "tag_transitions")
 
     def _shard(self, module: nn.Module) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard

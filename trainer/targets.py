@@ -21,11 +21,14 @@ from trainer.protocols import (
     HasDecisionRule,
     HasLossHead,
     HasRowTerms,
+    HasTagTransitions,
     Loss,
     Task,
     UsesInputs,
+    UsesTagTransitions,
 )
 from trainer.ranks import Ranks
+from trainer.tags import decode_tags
 
 _TOLERANCE = 1e-4
 """Largest difference from 1 of the sum of a row of shares."""
@@ -107,9 +110,22 @@ def compute_row_losses(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
     return values
 
 
-def compute_scores(loss: Loss, output: Tensor) -> Tensor:
-    """Return what metrics, predictions and artifacts see: the scores of the loss's head, or the output itself."""
+def compute_scores(loss: Loss, output: Tensor, target: Tensor | None = None) -> Tensor:
+    """Return the scores that metrics see: the scores of the loss's head, or the output itself.
+
+    With targets, a loss of sequences of tags also finds the best sequence, whose tags then have the largest scores.
+    """
+    if target is not None and isinstance(loss, HasTagTransitions):
+        return decode_tags(output, target >= 0, loss.tag_transitions())
     return loss.scores(output) if isinstance(loss, HasLossHead) else output
+
+
+def compute_artifact_scores(task: Task, output: Tensor, target: Tensor) -> Tensor:
+    """Return the scores that metrics see, as `compute_scores`, of the output of a deployed model."""
+    output = calibrate_output(task, output)
+    if isinstance(task, UsesTagTransitions) and task.transitions is not None:
+        return decode_tags(output, target >= 0, task.transitions)
+    return output
 
 
 def calibrate_output(task: Task, output: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from trainer.export.formats.weights import save_library
 from trainer.layout import CHECKPOINT_MANIFEST, CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document, step_name
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
-from trainer.protocols import Batch, Batching, Loss, Task
+from trainer.protocols import Batch, Batching, HasTagTransitions, Loss, Task, UsesTagTransitions
 from trainer.prune.masks import measure_sparsity, sparsity_report
 from trainer.shapes import to_json
 from trainer.targets import with_loss_head
@@ -164,6 +164,8 @@ def load_checkpointed_model(
         restored = restore_model(
             job, task, snapshot, weights, lambda: _build_loss(job, task, torch_device, snapshot) if needs_loss else None
         )
+    if isinstance(task, UsesTagTransitions) and isinstance(restored.loss, HasTagTransitions):
+        task.transitions = restored.loss.tag_transitions()
     manifest = folder / CHECKPOINTS / step_name(snapshot.step) / CHECKPOINT_MANIFEST
     origin = {
         "run": folder.name,

@@ -37,6 +37,7 @@ def incompatible_targets(loss_targets: Collection[str], target: str) -> str:
 def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problems of parts that do not fit each other, as far as their sources declare it."""
     yield from _validate_targets(config, groups)
+    yield from _validate_sequences(config, groups)
     yield from _validate_model(config, groups)
     yield from _validate_monitor(config)
     yield from _validate_causality(config, groups)
@@ -59,8 +60,22 @@ def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str
         if target not in taken:
             declared = {option: _declared(groups, "loss", option, "targets") for option in groups.options("loss")}
             fitting = [option for option, values in declared.items() if {*targets} <= {*values}]
+            if not _attribute(config, "task", "tags_sequences"):
+                fitting = [option for option in fitting if not _declared(groups, "loss", option, "needs_sequences")]
             problem = incompatible_targets(taken, target) + reason
             yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss", groups))
+
+
+def _validate_sequences(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    """Yield the problem of a loss of sequences of tags with a task that is known to have none."""
+    if not _attribute(config, "loss", "needs_sequences") or _attribute(config, "task", "tags_sequences"):
+        return
+    if _attribute(config, "task", "target") == "class":  # other targets are a problem of `_validate_targets`
+        options = groups.options("task")
+        fitting = [option for option in options if _declared(groups, "task", option, "tags_sequences")]
+        problem = f"scores sequences of tags, but the task is {_name(config, 'task', groups)}"
+        remedy = f"Use task={' or '.join(fitting)}, or loss=cross_entropy"
+        yield format_error("loss", problem, remedy, value=_name(config, "loss", groups))
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:

@@ -40,8 +40,8 @@ _CHECK: Final = "check.py"
 _ROWS: Final = "rows.py"
 _GENERATE: Final = "generate.py"
 _SHAPES: Final = "shapes.py"
-_RULE_FILES: Final = ("threshold.json", "temperature.json")
-"""Files of some runs of a task, see `trainer.decision`."""
+_RULE_FILES: Final = ("threshold.json", "temperature.json", "transitions.json")
+"""Files of some runs of a task, see `trainer.decision` and `trainer.tags`."""
 
 _GENERATED_FORMAT: Final = "onnx_cache"
 _OLD_SCRIPTS: Final = ("task.py",)

@@ -32,7 +32,7 @@ from trainer.export.model import ExportModel
 from trainer.layout import Document
 from trainer.progress import phase
 from trainer.protocols import Batch, Target, Task
-from trainer.targets import calibrate_output
+from trainer.targets import compute_artifact_scores
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -55,7 +55,7 @@ class Comparison:
         metrics: Fresh metrics.
         tolerance: Largest difference of an output, see `largest_difference`.
         target: Type of the task's targets, see `OutputAgreement`.
-        calibrate: Turns outputs into what metrics read.
+        score: Turns outputs and targets into the scores that metrics read.
 
     Attributes:
         largest_difference: Largest absolute difference of an output so far.
@@ -70,7 +70,7 @@ class Comparison:
         metrics: MetricCollection,
         tolerance: float,
         target: Target,
-        calibrate: Callable[[Tensor], Tensor] = lambda output: output,
+        score: Callable[[Tensor, Tensor], Tensor] = lambda output, target: output,
     ) -> None:
         self.largest_difference = 0.0
         self.agreement = OutputAgreement(target)
@@ -79,7 +79,7 @@ class Comparison:
         self._forward = forward
         self._metrics = metrics
         self._tolerance = tolerance
-        self._calibrate = calibrate
+        self._score = score
 
     def update(self, batch: Batch, where: str, expected: Tensor) -> None:
         """Run one batch for which PyTorch's output is `expected` (B, ..., C)."""
@@ -94,7 +94,7 @@ class Comparison:
             self.failure = error
             return
         self.largest_difference = max(self.largest_difference, difference)
-        self._metrics.update(self._calibrate(output), batch.target)
+        self._metrics.update(self._score(output, batch.target), batch.target)
         self.agreement.update(expected, output, batch.target)
 
     def metrics(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class Evaluation:
         forward: The eager model.
         metrics: Fresh metrics.
         cache_size: Number of output values to keep, so that the model is not run again on their batches.
-        calibrate: Turns outputs into what metrics read.
+        score: Turns outputs and targets into the scores that metrics read.
 
     Attributes:
         metrics: PyTorch's metrics; empty until `run` has been called.
@@ -123,9 +123,9 @@ class Evaluation:
         metrics: MetricCollection,
         *,
         cache_size: int,
-        calibrate: Callable[[Tensor], Tensor] = lambda output: output,
+        score: Callable[[Tensor, Tensor], Tensor] = lambda output, target: output,
     ) -> None:
-        self._calibrate = calibrate
+        self._score = score
         self.metrics: dict[str, float] = {}
         self._batches = batches
         self._forward = forward
@@ -141,7 +141,7 @@ class Evaluation:
             assert batch.target is not None, "a proof needs targets"
             expected = self._outputs[number] if number < len(self._outputs) else self._forward(batch.inputs)
             if not self._done:
-                self._collection.update(self._calibrate(expected), batch.target)
+                self._collection.update(self._score(expected, batch.target), batch.target)
                 self._keep(number, expected)
             for comparison in comparisons:
                 comparison.update(batch, f"in batch {number} of the evaluation split", expected)
@@ -236,9 +236,9 @@ def prove_formats(formats: Sequence[Format], stage: Path, model: ExportModel, li
     trials = _make_trials(formats)
     attempts = max(len(trial.format.variants) for trial in trials)
     cache_size = _CACHE_SIZE if attempts > 1 else 0
-    calibrate = partial(calibrate_output, model.task)
+    score = partial(compute_artifact_scores, model.task)
     evaluation = Evaluation(
-        model.evaluation, model.eager_forward, model.task.metrics(), cache_size=cache_size, calibrate=calibrate
+        model.evaluation, model.eager_forward, model.task.metrics(), cache_size=cache_size, score=score
     )
     for attempt in range(attempts):
         staged: list[tuple[_Trial, StagedArtifact]] = []
@@ -287,8 +287,8 @@ def stage_artifact(format: Format, variant: Variant, stage: Path, model: ExportM
             forward, declared = format.load(path, model)
         shapes = compare_cases(format.path, forward, cases, tolerance)
     task = model.task
-    calibrate = partial(calibrate_output, task)
-    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target, calibrate)
+    score = partial(compute_artifact_scores, task)
+    comparison = Comparison(format.path, forward, task.metrics(), tolerance, task.target, score)
     return StagedArtifact(format, variant, forward, shapes, comparison, {**details, **declared})
 
 

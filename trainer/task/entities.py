@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OUTSIDE = "O"
-_PREFIXES = "BIESLU"
+from trainer.tags import OUTSIDE, split_tag
+
 _OPENING = "BSU"
 _CLOSING = "ESLU"
 
@@ -44,19 +44,12 @@ class Scheme:
 
 def read_scheme(tags: Sequence[str]) -> Scheme:
     """Return the scheme of the tags, class by class."""
-    parts = [_split_tag(tag) for tag in tags]
+    parts = [split_tag(tag) for tag in tags]
     indices = {name: index for index, name in enumerate(dict.fromkeys(name for _, name in parts))}
     types = [-1 if tag == OUTSIDE else indices[name] for tag, (_, name) in zip(tags, parts, strict=True)]
     opens = [prefix in _OPENING for prefix, _ in parts]
     closes = [prefix in _CLOSING for prefix, _ in parts]
     return Scheme(torch.tensor([*types, -1]), torch.tensor([*opens, False]), torch.tensor([*closes, False]))
-
-
-def _split_tag(tag: str) -> tuple[str, str]:
-    """Return prefix and type; a tag without a prefix is a one-word entity of a type that no prefixed tag has."""
-    if len(tag) > 1 and tag[0] in _PREFIXES and tag[1] == "-":
-        return tag[0], tag[2:]
-    return "S", f"-{tag}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ def entity_spans(tags: Sequence[str | None]) -> list[dict[str, str | int]]:
     starts = entities.begins[0].nonzero().flatten().tolist()
     return [
         {
-            "type": _split_tag(str(tags[start]))[1].removeprefix("-"),
+            "type": split_tag(str(tags[start]))[1].removeprefix("-"),
             "start": start,
             "end": int(entities.ends[0, start]) + 1,
         }

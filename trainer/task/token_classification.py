@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import RowError, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
+from trainer.tags import TagTransitions, decode_tags, parse_transitions
 from trainer.task.class_targets import Classes
 from trainer.task.entities import entity_spans, has_prefixes
 from trainer.task.packing import select_token_outputs
@@ -55,6 +59,7 @@ class TokenClassification:
     inputs: Inputs = "tokens"
     script = ("words", "tags")
     level = "token"
+    tags_sequences = True
 
     @validated()
     def __init__(
@@ -62,6 +67,7 @@ class TokenClassification:
     ) -> None:
         self.texts = Texts(max_length, vocab_size, tokenizer, lowercase)
         self.classes = Classes()
+        self.transitions: TagTransitions | None = None
 
     def columns(self) -> tuple[str, ...]:
         return ("words", "tags")
@@ -170,11 +176,12 @@ class TokenClassification:
     ) -> list[Prediction]:
         """Return the `words` of each row and their `tags`, None for a word that was not read.
 
-        If tags mark entities, also `entities`: the `type`, and the words from `start` up to before `end`.
+        With `transitions`, the tags are the best sequence of tags; otherwise each is the best tag of its word. If tags
+        mark entities, also `entities`: the `type`, and the words from `start` up to before `end`.
         """
         labels = self.classes.labels
         predictions: list[Prediction] = []
-        outputs = select_token_outputs(output, encoded["first"], batching)
+        outputs = self._decode(select_token_outputs(output, encoded["first"], batching))
         for words, read, scores in zip(rows["words"], encoded["read"], outputs, strict=True):
             tags: list[str | None] = [None] * len(words)
             for word, index in zip(read.tolist(), scores.argmax(dim=-1).tolist(), strict=True):
@@ -182,6 +189,14 @@ class TokenClassification:
             prediction = {"words": list(words), "tags": tags}
             predictions.append(prediction | ({"entities": entity_spans(tags)} if has_prefixes(labels) else {}))
         return predictions
+
+    def _decode(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return scores (W, C) of the words of each sample in which the predicted tag is the largest."""
+        if self.transitions is None:
+            return outputs
+        is_word = pad_sequence([scores.new_ones(len(scores), dtype=torch.bool) for scores in outputs], batch_first=True)
+        decoded = decode_tags(pad_sequence(outputs, batch_first=True), is_word, self.transitions)
+        return [scores[: len(own)] for scores, own in zip(decoded, outputs, strict=True)]
 
     def axes(self) -> dict[str, dict[int, str]]:
         return self.texts.axes()
@@ -193,15 +208,21 @@ class TokenClassification:
         return self.texts.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
-        """Return `tags.json` and `tokenizer.json`."""
-        return {"tags.json": self.classes.artifact_files()["labels.json"], **self.texts.artifact_files()}
+        """Return `tags.json` and `tokenizer.json`; with `transitions` also `transitions.json`."""
+        files = {"tags.json": self.classes.artifact_files()["labels.json"], **self.texts.artifact_files()}
+        if self.transitions is not None:
+            files["transitions.json"] = json.dumps(self.transitions.document()) + "\n"
+        return files
 
     def state_dict(self) -> StateDict:
-        return {**self.classes.state_dict(), **self.texts.state_dict()}
+        transitions = {} if self.transitions is None else {"transitions": self.transitions.document()}
+        return {**self.classes.state_dict(), **self.texts.state_dict(), **transitions}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.classes.load_state_dict(state)
         self.texts.load_state_dict(state)
+        if "transitions" in state:
+            self.transitions = parse_transitions(state["transitions"], len(self.classes.labels))
         self._choose_monitor()
 
     def _choose_monitor(self) -> None:

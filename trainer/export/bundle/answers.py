@@ -83,7 +83,8 @@ class Embeddings:
 class Tags:
     """Prints a JSON object per row: `words`, their `tags` (null for words after the model's limit), and `entities`.
 
-    An entity has a `type` and consists of the words from `start` to before `end`.
+    An entity has a `type` and consists of the words from `start` to before `end`. If the folder has transitions.json,
+    the tags are the best sequence of tags for the scores of words and of transitions.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -91,10 +92,15 @@ class Tags:
 
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
         names = self.folder.read_json("tags.json")
+        transitions = self.folder.read_rule("transitions.json", None)
         answers: list[Row] = []
-        for row, best, words in zip(rows, logits.argmax(axis=-1).tolist(), inputs["words"].tolist(), strict=True):
+        for row, scores, words in zip(rows, logits, inputs["words"].tolist(), strict=True):
             # The first token of a word has its tag.
-            tag_of = {word: names[number] for word, number in zip(reversed(words), reversed(best), strict=True)}
+            first = {word: place for place, word in reversed([*enumerate(words)]) if word >= 0}
+            read = sorted(first)
+            chosen = scores[[first[word] for word in read]]
+            best = chosen.argmax(axis=-1).tolist() if transitions is None else best_sequence(chosen, transitions)
+            tag_of = {word: names[number] for word, number in zip(read, best, strict=True)}
             tags = [tag_of.get(word) for word in range(len(row["words"]))]
             has_spans = any(name.startswith(("B-", "I-")) for name in names)
             answers.append({"words": row["words"], "tags": tags, **({"entities": entities(tags)} if has_spans else {})})
@@ -152,6 +158,23 @@ ANSWERS = {
     "masked": Masked,
     "next_tokens": NextTokens,
 }
+
+
+def best_sequence(scores: np.ndarray, transitions: Row) -> list[int]:
+    """Return the tags with the largest sum of scores (W, C) and transitions (Viterbi 1967)."""
+    start, between, end = (np.array(transitions[name], dtype=np.float32) for name in ("start", "between", "end"))
+    if not len(scores):
+        return []
+    best = start + scores[0]
+    before = []
+    for word in scores[1:]:
+        sums = best[:, None] + between
+        before.append(sums.argmax(axis=0))
+        best = sums.max(axis=0) + word
+    tags = [int((best + end).argmax())]
+    for pointers in reversed(before):
+        tags.append(int(pointers[tags[-1]]))
+    return tags[::-1]
 
 
 def by_label(value: Any, labels: list[str]) -> np.ndarray:

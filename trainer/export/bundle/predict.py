@@ -38,6 +38,7 @@ SHAPES: dict[str, object] = {
     "task.json": {"predict.py": [str, str]},
     "labels.json": [str],
     "tags.json": [str],
+    "transitions.json": {"start": [float], "between": [[float]], "end": [float]},
     "threshold.json": (float, {str: float}),
     "temperature.json": (float, {str: float}),
     "values.json": {"mean": [float], "std": [float]},
