@@ -23,6 +23,7 @@ from tests.support.jobs import (
     without_clock,
     working_in,
     write_data,
+    write_roles,
 )
 from tests.support.launched import ranks_of, start_launched
 from tests.support.processes import start, wait_until
@@ -271,6 +272,15 @@ def test_shards_equal_complete_weights(name: str, job: list[str], tmp_path: Path
     shards = train_on(2, tmp_path / "shards", *line, "shard=true")
     complete = train_on(2, tmp_path / "complete", *line)
     assert largest_difference(shards, complete, STEPS) <= tolerance
+
+
+@pytest.mark.slow
+def test_transitions_in_shards_equal_complete_ones(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        line = [*TINY, *JOB, *WIDTH, *write_roles(tmp_path), "task=token_classification", "loss=crf", UNCLIPPED]
+        shards = train_on(2, tmp_path / "shards", *line, "shard=true")
+        complete = train_on(2, tmp_path / "complete", *line)
+    assert largest_difference(shards, complete, STEPS) == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,11 @@
 import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.jobs import train, working_in
+from trainer.cli import main
+from trainer.export.bundle.answers import best_sequence
 from trainer.tags import TagTransitions, decode_tags, follows_scheme, forbid_transitions, parse_transitions
 
 BIO = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
@@ -133,3 +142,94 @@ def test_document_keeps_the_bits() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(read, transitions, strict=True))
     with pytest.raises(ValueError, match="must be scores of 5 tags"):
         parse_transitions(transitions.document(), 5)
+
+
+@settings(max_examples=30)
+@given(width=st.integers(0, 6), num_tags=st.integers(2, 5), seed=st.integers(0, 10_000))
+def test_script_of_artifacts_finds_the_same_tags(width: int, num_tags: int, seed: int) -> None:
+    transitions = transitions_of(num_tags, seed, torch.float32)
+    output = torch.randn(1, width, num_tags, generator=torch.Generator().manual_seed(seed))
+    decoded = decode_tags(output, torch.ones(1, width, dtype=torch.bool), transitions)
+    assert best_sequence(output[0].numpy(), transitions.document()) == decoded[0].argmax(dim=1).tolist()
+
+
+ALTERNATING = ["task=token_classification", "optimizer.lr=1e-5", "train.duration=20", "train.eval_every=20"]
+"""Tags that only their order reveals, to a model that hardly learns."""
+CRF = ["loss=crf", "optimizer.overrides=[{match:loss.*,lr:0.5}]"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with sentences whose tags alternate, and the runs `crf` and `plain` on them."""
+    root = tmp_path_factory.mktemp("alternating")
+    random = Random(0)
+    for split, count in {"train": 60, "validation": 15, "test": 15}.items():
+        with (root / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for _ in range(count):
+                words = random.choices(["axe", "drill", "hammer", "knife", "pliers"], k=random.randrange(1, 12))
+                tags = ["B-turn" if place % 2 else "O" for place in range(len(words))]
+                file.write(json.dumps({"words": words, "tags": tags}) + "\n")
+    files = ["data=files", *(f"data.{split}={split}.jsonl" for split in ("train", "validation", "test"))]
+    with working_in(root):
+        assert train(root / "crf", *ALTERNATING, *files, *CRF) == 0
+        assert train(root / "plain", *ALTERNATING, *files) == 0
+        yield root
+
+
+def test_transitions_are_learned_and_followed_in_evaluations(folder: Path) -> None:
+    accuracy = {
+        name: json.loads((folder / name / "eval/test.json").read_text(encoding="utf-8"))["accuracy"]
+        for name in ("crf", "plain")
+    }
+    assert accuracy["crf"] == 1
+    assert accuracy["plain"] < 0.7
+
+
+ODD_ROWS = [["knife"] * 5, ["knife"], ["\x00"], ["axe", "\x00", "drill", "saw"], ["knife"] * 40, ["Ω", "🪓", "a" * 500]]
+
+
+def predicted_tags(answers: list[dict[str, Any]]) -> list[list[str | None]]:
+    assert [answer["words"] for answer in answers] == ODD_ROWS
+    return [answer["tags"] for answer in answers]
+
+
+def test_predictions_follow_transitions(folder: Path) -> None:
+    (folder / "odd.jsonl").write_text("".join(json.dumps({"words": row}) + "\n" for row in ODD_ROWS), encoding="utf-8")
+    assert main(["predict", "run=crf", "input=odd.jsonl", "output=odd-crf.jsonl", "device=cpu"]) == 0
+    answers = [json.loads(line) for line in (folder / "odd-crf.jsonl").read_text(encoding="utf-8").splitlines()]
+    tags = predicted_tags(answers)
+
+    assert tags[0] == ["O", "B-turn", "O", "B-turn", "O"]
+    assert tags[2] == [None]
+    assert tags[3] == ["O", None, "B-turn", "O"]  # the words next to one that is not read are neighbors
+    for row in tags:
+        read = [tag for tag in row if tag is not None]
+        assert read == ["B-turn" if place % 2 else "O" for place in range(len(read))]
+    assert {len([tag for tag in row if tag]) for row in tags[4:5]} == {14}  # 16 tokens, of which two are special
+
+
+@pytest.mark.slow
+def test_artifacts_follow_transitions(folder: Path) -> None:
+    rows = folder / "odd.jsonl"
+    rows.write_text("".join(json.dumps({"words": row}) + "\n" for row in ODD_ROWS), encoding="utf-8")
+    assert main(["export", "run=crf", "export.formats=[onnx,onnx_int8,torchscript,pt2]"]) == 0
+    proved = json.loads((folder / "crf/export/manifest.json").read_text(encoding="utf-8"))["metrics"]
+    measured = json.loads((folder / "crf/eval/test.json").read_text(encoding="utf-8"))
+    assert {name: measured[name] for name in proved} == proved
+    answers = {}
+    for name, options in {
+        "run": ["run=crf"],
+        "graph": ["run=crf", "backend=onnx"],
+        "folder": ["run=crf/export"],
+    }.items():
+        assert main(["predict", *options, "input=odd.jsonl", f"output={name}.jsonl", "device=cpu"]) == 0
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        answers[name] = predicted_tags([json.loads(line) for line in lines])
+    script = [sys.executable, "-I", str(folder / "crf/export/predict.py"), str(rows)]
+    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    answers["script"] = predicted_tags([json.loads(line) for line in lines])
+    assert all(tags == answers["run"] for tags in answers.values())
+
+    (folder / "crf/export/transitions.json").write_text('{"start": [0], "between": [[0]], "end": [0]}')
+    assert main(["predict", "run=crf", "backend=onnx", "input=odd.jsonl", "output=never.jsonl"]) == 3
+    assert subprocess.run(script, capture_output=True, check=False).returncode == 3

@@ -59,9 +59,12 @@ _FOUND: Final = {"thresholds?": {str: {str: float}}, "calibration?": {str: objec
 DECISION: Final = {"step": int, "weights": str, "checkpoint_sha256": str, **_RULE, "validation?": _FOUND}
 """The shape of decision.json in a run folder."""
 
+TRANSITION_SCORES: Final = {"start": [float], "between": [[float]], "end": [float]}
+"""The shape of transitions.json in an export folder."""
+
 _TASK_SHAPE: Final = {
     "decision?": _RULE,
-    "transitions?": {"start": [float], "between": [[float]], "end": [float]},
+    "transitions?": TRANSITION_SCORES,
     "labels?": [str],
     "class_counts?": [int],
     "num_train?": int,

@@ -69,6 +69,7 @@ STATE: Final = "state.json"
 """Position, score, random generators and versions of a checkpoint."""
 
 TASK: Final = "task.json"
+TRANSITIONS: Final = "transitions.json"
 """State of the fitted task (labels, tokenizer): in a checkpoint and next to the artifacts."""
 
 GOLDEN_ROWS: Final = "golden.json"

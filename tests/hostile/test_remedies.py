@@ -69,6 +69,8 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     ),
     "model=decoder": (("task=causal_lm", "model=text_encoder", *TEXT), "Use model=decoder", ["model=decoder"]),
     "model=text_encoder": (("model=decoder", *MASKED), "Use model=text_encoder", ["model=text_encoder"]),
+    "a task with tags": (("loss=crf", *TEXT), "Use task=token_classification", ["task=token_classification"]),
+    "a loss without sequences": (("loss=crf", *MASKED), "or loss=cross_entropy", ["loss=cross_entropy"]),
     "a loss for classes": (("loss=mse", *TEXT), "Use one of .*cross_entropy", ["loss=cross_entropy"]),
     "a model for texts": (("model=mlp", "device=cpu"), "Use one of .*text_encoder", ["model=text_encoder"]),
     "task.channels of the model": (

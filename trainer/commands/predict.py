@@ -18,7 +18,7 @@ from trainer.config.trust import resolve_environment, trust_problems
 from trainer.data.cells import shorten, unescape_tab
 from trainer.data.line_reader import first_line_of
 from trainer.display import print_lines
-from trainer.documents import SHAPES, UNSEALED, is_sealed, read_document, read_export_manifest
+from trainer.documents import SHAPES, TRANSITION_SCORES, UNSEALED, is_sealed, read_document, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
     CHECKPOINTS,
@@ -28,6 +28,7 @@ from trainer.layout import (
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
     TASK,
+    TRANSITIONS,
     Document,
 )
 from trainer.predict.files import PredictionPaths, open_output, resolve_paths
@@ -227,6 +228,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
         snapshot = Store(folder / CHECKPOINTS, keep=2).load(checkpoint, on_demand=True)
         own, task = load_task(snapshot, job.trust, job.stored_overrides, needs_loss=False)
         require_intact(graph)
+        _use_transitions(graph.parent, task)
         forward = _load_graph(graph)
         origin = (read_export_manifest(graph.parent) or {"provenance": {}})["provenance"]
     else:
@@ -248,6 +250,24 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     set_threshold(task, job.threshold)
     predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
     return predictor, _row_format(own.data, task, job)
+
+
+def _use_transitions(folder: Path, task: Task) -> None:
+    """Give the task of a run the scores of transitions between tags in an artifact folder, if there are some.
+
+    Raises:
+        CheckpointError: The file of the scores is missing or altered.
+    """
+    from trainer.export.folder import require_intact
+    from trainer.protocols import UsesTagTransitions
+    from trainer.tags import parse_transitions
+
+    listed = {entry["file"] for entry in (read_export_manifest(folder) or {"files": []})["files"]}
+    if not isinstance(task, UsesTagTransitions) or TRANSITIONS not in listed:
+        return
+    require_intact(folder / TRANSITIONS)
+    document = read_document(folder / TRANSITIONS, TRANSITION_SCORES, "Export it again: trainer export")
+    task.transitions = parse_transitions(document, len(task.info().class_names or ()))
 
 
 def _make_forward(model: nn.Module, device: torch.device, precision: Precision) -> Forward:

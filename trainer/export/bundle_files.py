@@ -30,6 +30,7 @@ from trainer.layout import (
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
     TASK,
+    TRANSITIONS,
     Document,
 )
 from trainer.protocols import Columns, HasPredictionRows, HasPredictScript, Row, Task
@@ -40,7 +41,7 @@ _CHECK: Final = "check.py"
 _ROWS: Final = "rows.py"
 _GENERATE: Final = "generate.py"
 _SHAPES: Final = "shapes.py"
-_RULE_FILES: Final = ("threshold.json", "temperature.json", "transitions.json")
+_RULE_FILES: Final = ("threshold.json", "temperature.json", TRANSITIONS)
 """Files of some runs of a task, see `trainer.decision` and `trainer.tags`."""
 
 _GENERATED_FORMAT: Final = "onnx_cache"

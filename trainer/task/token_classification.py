@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import RowError, format_error
+from trainer.layout import TRANSITIONS
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.tags import TagTransitions, decode_tags, parse_transitions
@@ -211,7 +212,7 @@ class TokenClassification:
         """Return `tags.json` and `tokenizer.json`; with `transitions` also `transitions.json`."""
         files = {"tags.json": self.classes.artifact_files()["labels.json"], **self.texts.artifact_files()}
         if self.transitions is not None:
-            files["transitions.json"] = json.dumps(self.transitions.document()) + "\n"
+            files[TRANSITIONS] = json.dumps(self.transitions.document()) + "\n"
         return files
 
     def state_dict(self) -> StateDict:
