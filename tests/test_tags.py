@@ -68,12 +68,11 @@ def test_decoded_tags_are_the_best_of_all_sequences(widths: list[int], seed: int
 
 
 def test_tags_are_those_of_one_sequence_if_several_are_as_good() -> None:
-    transitions = TagTransitions(torch.zeros(2), torch.tensor([[0.0, -5.0], [-5.0, 0.0]]), torch.zeros(2))
-    output = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
+    transitions = TagTransitions(torch.zeros(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.zeros(2))
 
-    tags = decode_tags(output, torch.ones(1, 4, dtype=torch.bool), transitions).argmax(dim=2)[0].tolist()
+    tags = decode_tags(torch.zeros(1, 4, 2), torch.ones(1, 4, dtype=torch.bool), transitions).argmax(dim=2)[0].tolist()
 
-    assert tags in ([0, 0, 0, 0], [1, 1, 1, 1])
+    assert tags in ([0, 1, 0, 1], [1, 0, 1, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -74,6 +74,21 @@ def test_words_beyond_max_length_have_no_output_and_are_logged(caplog: pytest.Lo
     assert "train: 5 of 23 words do not fit into 8 tokens and are neither trained on nor scored" in caplog.text
 
 
+def test_tags_that_break_their_scheme_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    broken = [["O", "I-PER"], ["I-LOC", "I-LOC", "I-PER"], ["I-LOC"], ["B-LOC", "B-PER", "I-PER", "O"]]
+    tagger, rows = fitted(task(), words=[["fox"] * len(tags) for tags in broken], tags=broken)
+    with caplog.at_level(logging.INFO):
+        tagger.check({"train": rows})
+    message = "train: 4 tags break their scheme, most often I-LOC at the start of a sentence; loss.constraints=true"
+    assert message in caplog.text
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        made()[0].check({"train": made()[1]})
+        fitted(task(), words=[["a", "b"]], tags=[["NOUN", "VERB"]])[0].check({})
+    assert "scheme" not in caplog.text
+
+
 def test_word_that_the_tokenizer_drops_has_no_output() -> None:
     tagger, _ = made()
     encoded = tagger.encode({"words": [["John", "\x00", "Lee"], ["\x00"]], "tags": [["B-PER", "O", "B-PER"], ["O"]]})

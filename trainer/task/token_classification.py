@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from itertools import chain
@@ -17,7 +16,8 @@ from trainer.errors import RowError, format_error
 from trainer.layout import TRANSITIONS
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
-from trainer.tags import TagTransitions, decode_tags, parse_transitions
+from trainer.shapes import to_json
+from trainer.tags import TagTransitions, decode_tags, follows_scheme, forbid_transitions, parse_transitions
 from trainer.task.class_targets import Classes
 from trainer.task.entities import entity_spans, has_prefixes
 from trainer.task.packing import select_token_outputs
@@ -129,14 +129,44 @@ class TokenClassification:
         return {**self.texts.token_columns(encodings), **columns}
 
     def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
-        """Log the counts of the tags and the words without an output; return warnings about the tags and the texts."""
+        """Log the counts of the tags, the words without an output, and tags that break their scheme.
+
+        Returns:
+            Warnings about the tags and the texts.
+        """
         for split, rows in encoded.items():
             cut = sum(int(as_array(chunk["cut"]).sum()) for chunk in read_chunks(rows, "cut"))
             if cut:
                 total = cut + int(self.texts.lengths(rows, "first").sum())
                 message = "%s: %d of %d words do not fit into %d tokens and are neither trained on nor scored"
                 logger.info(message, split, cut, total, self.texts.max_length)
+        self._log_broken_scheme(encoded)
         return [*self.classes.check(encoded, "tags"), *self.texts.check(encoded)]
+
+    def _log_broken_scheme(self, encoded: Mapping[str, MappedRows]) -> None:
+        """Log how many tags may not follow the tag before them, if the tags are of a scheme."""
+        labels = self.classes.labels
+        if not follows_scheme(labels):
+            return
+        # A row and a column more for the start of a sentence. Its end is free: it may be truncated.
+        low = forbid_transitions(labels)
+        is_forbidden = np.pad((low.between < 0).numpy(), ((0, 1), (0, 0)))
+        is_forbidden[-1] = (low.start < 0).numpy()
+        for split, rows in encoded.items():
+            counts = np.zeros_like(is_forbidden, dtype=np.int64)
+            for chunk in read_chunks(rows, "tags"):
+                values = chunk["tags"].combine_chunks()
+                tags, lengths = as_array(values.flatten()), as_array(values.value_lengths())
+                before = np.roll(tags, 1)
+                before[(lengths.cumsum() - lengths)[lengths > 0]] = len(labels)
+                np.add.at(counts, (before, tags), is_forbidden[before, tags])
+            if number := int(counts.sum()):
+                before, tag = np.unravel_index(counts.argmax(), counts.shape)
+                place = f"after {labels[before]}" if before < len(labels) else "at the start of a sentence"
+                message = (
+                    "%s: %d tags break their scheme, most often %s %s; loss.constraints=true never predicts them so"
+                )
+                logger.info(message, split, number, labels[tag], place)
 
     def lengths(self, encoded: MappedRows) -> np.ndarray:
         return self.texts.lengths(encoded)
@@ -212,7 +242,7 @@ class TokenClassification:
         """Return `tags.json` and `tokenizer.json`; with `transitions` also `transitions.json`."""
         files = {"tags.json": self.classes.artifact_files()["labels.json"], **self.texts.artifact_files()}
         if self.transitions is not None:
-            files[TRANSITIONS] = json.dumps(self.transitions.document()) + "\n"
+            files[TRANSITIONS] = to_json(self.transitions.document()) + "\n"
         return files
 
     def state_dict(self) -> StateDict:
