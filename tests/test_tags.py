@@ -228,6 +228,7 @@ def test_artifacts_follow_transitions(folder: Path) -> None:
     lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
     answers["script"] = predicted_tags([json.loads(line) for line in lines])
     assert all(tags == answers["run"] for tags in answers.values())
+    assert "`transitions.json`" in (folder / "crf/export/README.md").read_text(encoding="utf-8")
 
     (folder / "crf/export/transitions.json").write_text('{"start": [0], "between": [[0]], "end": [0]}')
     assert main(["predict", "run=crf", "backend=onnx", "input=odd.jsonl", "output=never.jsonl"]) == 3

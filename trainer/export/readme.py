@@ -15,6 +15,7 @@ from trainer.layout import (
     PREDICT_FORMATS,
     PREDICT_SCRIPT,
     TASK,
+    TRANSITIONS,
     Document,
 )
 from trainer.shapes import to_json
@@ -83,6 +84,8 @@ _FILES: Final = {
     "image.json": "size, channels, mean and standard deviation of the images",
     "table.json": "the columns, their standardization, the order of the features",
     "values.json": "a value is the output times `std` plus `mean`",
+    TRANSITIONS: "scores of a tag at the first word, of a tag (column) after a tag (row), and at the last word; the "
+    "tags are the sequence with the largest sum of these scores and of the outputs at the first tokens of words",
     "threshold.json": "a label is predicted if its probability exceeds this number, or its own number",
     "temperature.json": "the output is divided by this number, or by that of each label, before probabilities",
 }

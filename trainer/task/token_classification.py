@@ -161,8 +161,8 @@ class TokenClassification:
                 before[(lengths.cumsum() - lengths)[lengths > 0]] = len(labels)
                 np.add.at(counts, (before, tags), is_forbidden[before, tags])
             if number := int(counts.sum()):
-                before, tag = np.unravel_index(counts.argmax(), counts.shape)
-                place = f"after {labels[before]}" if before < len(labels) else "at the start of a sentence"
+                earlier, tag = divmod(int(counts.argmax()), len(labels))
+                place = f"after {labels[earlier]}" if earlier < len(labels) else "at the start of a sentence"
                 message = (
                     "%s: %d tags break their scheme, most often %s %s; loss.constraints=true never predicts them so"
                 )
