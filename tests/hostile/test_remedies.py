@@ -70,6 +70,18 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     "model=decoder": (("task=causal_lm", "model=text_encoder", *TEXT), "Use model=decoder", ["model=decoder"]),
     "model=text_encoder": (("model=decoder", *MASKED), "Use model=text_encoder", ["model=text_encoder"]),
     "a task with tags": (("loss=crf", *TEXT), "Use task=token_classification", ["task=token_classification"]),
+    "tags without a scheme": (
+        (
+            "task=token_classification",
+            "data=conll",
+            "data.train=nouns.conll",
+            "loss=crf",
+            "loss.constraints=true",
+            *TEXT,
+        ),
+        r"loss\.constraints: needs tags of .* Set loss\.constraints=false",
+        ["loss.constraints=false"],
+    ),
     "a loss without sequences": (("loss=crf", *MASKED), "or loss=cross_entropy", ["loss=cross_entropy"]),
     "a loss for classes": (("loss=mse", *TEXT), "Use one of .*cross_entropy", ["loss=cross_entropy"]),
     "a model for texts": (("model=mlp", "device=cpu"), "Use one of .*text_encoder", ["model=text_encoder"]),
@@ -216,6 +228,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     texts = [f"{chr(0x4E00 + n % 90)}{chr(0x5000 + n % 7)},{n % 2}" for n in range(400)]
     (folder / "hanzi.csv").write_text("\n".join(["text,label", *texts]), encoding="utf-8")
     (folder / "tabs.csv").write_text("\n".join(["text\tlabel", *(f"word {n}\t{n % 2}" for n in range(80))]))
+    (folder / "nouns.conll").write_text("".join(f"fox{n}\tNOUN\nruns\tVERB\n\n" for n in range(80)))
     for number in range(80):
         path = folder / "images" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
