@@ -40,6 +40,14 @@ def test_a_key_overrides_the_context() -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["a${b}.csv", r"a\${b}", r"\\\${b}", r"C:\\${b}", "${", "$${x}${y}", "a$b", "{x}"])
+def test_text_that_looks_like_an_interpolation_is_a_text(text: str) -> None:
+    nested = [{"x": text}, [text]]
+    made = instantiate("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": text, "nested": nested})
+
+    assert (made.num_outputs, made.nested) == (text, nested)
+
+
 def test_context_objects_are_not_copied() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = instantiate("optimizer", {"_target_": "torch.optim.SGD", "lr": 0.1}, params=[("p", parameter)])

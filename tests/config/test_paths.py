@@ -102,7 +102,7 @@ PATHS = {
     "report": ["run", "beside", "output"],
     "schema": ["output"],
     "doctor": [],
-    "serve": ["run"],
+    "serve": ["folder", "run"],
     "card": ["run", "output"],
     "push": ["run"],
 }

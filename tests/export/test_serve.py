@@ -30,6 +30,8 @@ from trainer.export.bundle.predict import Row
 from trainer.serve.app import Limits, Service
 from trainer.serve.batcher import Batcher, QueueFullError
 from trainer.serve.model import TOKENS_PER_CALL, ServedModel, split_by_length
+from trainer.serve.openapi import openapi
+from trainer.serve.reference import render
 
 LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=20.0)
 
@@ -141,8 +143,39 @@ def test_page_and_descriptions(client: TestClient) -> None:
     answers = client.post("/predict", json=example | {"top": 3}).json()["answers"]
     assert answers[0]["label"] == model["example"]["answers"][0]["label"]
     assert client.get("/health").json() == {"status": "ok", "model": "model.onnx"}
-    assert client.get("/nothing").status_code == 404
-    assert client.get("/predict").status_code == 405
+    unknown, wrong = client.get("/nothing"), client.get("/predict")
+    assert (unknown.status_code, wrong.status_code, wrong.headers["allow"]) == (404, 405, "POST")
+    assert unknown.json()["error"].startswith("no such path, got /nothing. Known: /, ")
+    assert wrong.json()["error"] == "/predict: does not answer GET. Use POST."
+
+
+def test_page_of_the_interface_needs_no_script(client: TestClient) -> None:
+    response = client.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    for text in (
+        "POST /predict",
+        "rows[].text",
+        "1 to 8 items",
+        "curl http://testserver/predict",
+        "default 1",
+        "<code>504",
+    ):
+        assert text in response.text
+    assert "<script" not in response.text
+    # What comes from a model is shown as text.
+    names = {"name": "<b>", "kind": "category", "categories": ["<i>"]}
+    model: dict[str, Any] = {"name": "<u>", "rows": "tables", "answers": "values", "columns": [names], "example": None}
+    page = render(openapi(model, "1", 8), "http://here/")
+    assert "rows[].&lt;b&gt;" in page
+    assert "such as &lt;i&gt;" in page
+    assert not any(tag in page for tag in ("<b>", "<i>", "<u>"))
+
+
+@pytest.mark.parametrize("answers", ["classes", "labels", "values", "embeddings", "tags", "masked", "next_tokens"])
+def test_every_kind_of_answer_has_a_page(answers: str) -> None:
+    columns = [{"name": "image", "kind": "image"}, {"name": "words", "kind": "words"}, {"name": "x", "kind": "number"}]
+    model: dict[str, Any] = {"name": "m", "rows": "texts", "answers": answers, "columns": columns, "example": None}
+    assert "answers[]." in render(openapi(model, "1", 8), "http://here/")
 
 
 @pytest.fixture
@@ -187,7 +220,11 @@ def test_unusable_folders_are_reported(copy: Path, tmp_path: Path, capsys: pytes
         port = taken.getsockname()[1]
         assert main(["serve", f"run={copy}", f"port={port}"]) == 2
     assert f"port: cannot be used (Address already in use), got {port}. Set port=0" in capsys.readouterr().err
-    assert main(["serve", f"run={copy}", "port=0", "host=no.such.host.invalid"]) == 2
+    assert main(["serve", f"folder={copy}", f"run={copy}"]) == 2
+    assert "folder: run names what is served, too" in capsys.readouterr().err
+    assert main(["serve", f"folder={tmp_path / 'empty'}"]) == 3
+    assert "folder: contains no manifest.json" in capsys.readouterr().err
+    assert main(["serve", f"folder={copy}", "port=0", "host=no.such.host.invalid"]) == 2
     assert "host: is no address of this machine" in capsys.readouterr().err
     (copy / "model.onnx").write_bytes(b"damaged")
     assert main(["serve", f"run={tmp_path / 'empty'}"]) == 3
@@ -290,7 +327,7 @@ def test_full_queue_and_slow_answers(published: Published) -> None:
 
 def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server in a process without torch; return it and its address."""
-    arguments = ["serve", f"run={folder}", "port=0", *options]
+    arguments = ["serve", f"folder={folder}", "port=0", *options]
     script = (
         "import sys; from trainer.cli import main\n"
         "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"

@@ -72,7 +72,10 @@ def _literal(value: Any) -> Any:
         return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        for _ in range(2):  # Hydra resolves a config in place, and its values again when it reads them
+            value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from trainer import __version__
 from trainer.commands.run_folders import find_artifacts, find_run_folder
 from trainer.config.jobs import ServeJob
 from trainer.display import print_lines
-from trainer.errors import ConfigError, format_error, install
+from trainer.errors import CheckpointError, ConfigError, format_error, install
 from trainer.layout import EXPORT_MANIFEST, Document
 
 
@@ -35,7 +35,7 @@ def run(job: ServeJob, config: Document) -> None:
     from trainer.serve.model import ServedModel
     from trainer.serve.server import Server, listen
 
-    folder = _find_artifacts(job.run)
+    folder = _find_artifacts(job)
     listening = listen(job.host, job.port)
     with listening:
         model = ServedModel(folder, job.artifact, job.threads or 0)
@@ -62,8 +62,16 @@ def run(job: ServeJob, config: Document) -> None:
         print_lines(f"stopped after {time.monotonic() - started:.0f} s.")
 
 
-def _find_artifacts(run: str | None) -> Path:
-    """Return the export folder of a run, or the one that `run` itself names."""
-    if run is not None and (Path(run) / EXPORT_MANIFEST).is_file():
-        return Path(run)
-    return find_artifacts(find_run_folder(run))
+def _find_artifacts(job: ServeJob) -> Path:
+    """Return the folder of artifacts: `folder`, the one of a run, or the one that `run` itself names."""
+    if job.folder is not None and job.run is not None:
+        raise ConfigError(format_error("folder", "run names what is served, too", "Keep one", value=job.folder))
+    if job.folder is not None:
+        if not (Path(job.folder) / EXPORT_MANIFEST).is_file():
+            problem = f"contains no {EXPORT_MANIFEST}" if Path(job.folder).is_dir() else "no such folder"
+            remedy = "Name a folder that trainer export has written, or a run with run=RUN"
+            raise CheckpointError(format_error("folder", problem, remedy, value=job.folder))
+        return Path(job.folder)
+    if job.run is not None and (Path(job.run) / EXPORT_MANIFEST).is_file():
+        return Path(job.run)
+    return find_artifacts(find_run_folder(job.run))

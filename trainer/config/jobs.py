@@ -570,6 +570,7 @@ class ServeJob:
     """A server."""
 
     run: AnyPath | None = key(None, _NEWEST_OR_ARTIFACTS)
+    folder: AnyPath | None = key(None, "folder of artifacts, in the place of run")
     artifact: Literal["onnx", "onnx_fp16", "onnx_int8"] | None = key(
         None, "artifact to serve; null is the first of onnx, onnx_fp16 and onnx_int8 that there is"
     )

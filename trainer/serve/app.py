@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,6 +21,7 @@ from trainer.serve.batcher import Batcher, QueueFullError
 from trainer.serve.metrics import RequestMetrics
 from trainer.serve.model import ServedModel
 from trainer.serve.openapi import openapi
+from trainer.serve.reference import render
 from trainer.shapes import DocumentError, parse_json, to_json
 
 _PAGE = {
@@ -79,11 +81,23 @@ class Service:
             **dict.fromkeys(_PAGE, self._page),
             "/model": self._describe,
             "/openapi.json": self._describe,
+            "/docs": self._show_interface,
             "/health": self._health,
             "/metrics": self._show_metrics,
         }
         listed = [Route(path, function, methods=["GET"]) for path, function in routes.items()]
-        return Starlette(routes=[*listed, Route("/predict", self._predict, methods=["POST"])])
+        listed.append(Route("/predict", self._predict, methods=["POST"]))
+        known = ", ".join(route.path for route in listed)
+
+        async def refuse(request: Request, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            if error.status_code == 405:
+                problem = f"{request.url.path}: does not answer {request.method}. Use {(error.headers or {})['Allow']}."
+            else:
+                problem = f"no such path, got {request.url.path}. Known: {known}."
+            return _json({"error": problem}, error.status_code, **(error.headers or {}))
+
+        return Starlette(routes=listed, exception_handlers={404: refuse, 405: refuse})
 
     async def _page(self, request: Request) -> Response:
         name, kind = _PAGE[request.url.path]
@@ -91,6 +105,10 @@ class Service:
 
     async def _describe(self, request: Request) -> Response:
         return _json(self._openapi if request.url.path == "/openapi.json" else self._description)
+
+    async def _show_interface(self, request: Request) -> Response:
+        page = render(self._openapi, str(request.base_url))
+        return Response(page, media_type="text/html", headers=_HEADERS)
 
     async def _health(self, _: Request) -> Response:
         state = "stopping" if self.is_stopping else "ok"
@@ -134,9 +152,12 @@ class Service:
             future = asyncio.wrap_future(self._batcher.submit(rows, top))
             return await asyncio.wait_for(future, self._limits.timeout)
         except QueueFullError:
-            raise RequestError(503, "too many rows are waiting", **{"Retry-After": "1"}) from None
+            problem = "too many rows are waiting (max_waiting). Send the request again in a second."
+            raise RequestError(503, problem, **{"Retry-After": "1"}) from None
         except TimeoutError:
-            raise RequestError(504, f"no answer within {self._limits.timeout:g} seconds") from None
+            raise RequestError(
+                504, f"no answer within {self._limits.timeout:g} seconds (timeout). Send fewer rows at once."
+            ) from None
         except TrainerError as error:
             raise RequestError(500, str(error)) from error
 
@@ -145,15 +166,16 @@ class Service:
         if kind != "application/json":  # which a page of another origin cannot send
             raise RequestError(415, "the body must be JSON, declared by the header Content-Type: application/json")
         largest = self._limits.max_bytes
+        too_large = f"the body is larger than {largest} bytes (max_bytes). Send fewer rows at once."
         if int(request.headers.get("content-length", "0")) > largest:
-            raise RequestError(413, f"the body is larger than {largest} bytes (max_bytes)")
+            raise RequestError(413, too_large)
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.timeout):
                 async for piece in request.stream():
                     body += piece
                     if len(body) > largest:
-                        raise RequestError(413, f"the body is larger than {largest} bytes (max_bytes)")
+                        raise RequestError(413, too_large)
         except TimeoutError:
             raise RequestError(408, f"the body did not arrive within {self._limits.timeout:g} seconds") from None
         return bytes(body)
@@ -164,16 +186,17 @@ def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
     try:
         document = parse_json(body, {"rows": [object], "top?": int}, finite=True)
     except DocumentError as error:
-        raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}') from None
+        raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}.') from None
     if unknown := document.keys() - {"rows", "top"}:
-        raise RequestError(400, f"unknown field {min(unknown)!r}. Known: rows, top")
+        raise RequestError(400, f"unknown field {min(unknown)!r}. Known: rows, top.")
     rows, top = document["rows"], document.get("top", 1)
     if not rows:
-        raise RequestError(400, "rows: is empty")
+        raise RequestError(400, "rows: is empty. Send at least one row.")
     if top < 1:
-        raise RequestError(400, f"top: must be at least 1, got {top}")
+        raise RequestError(400, f"top: must be at least 1, got {top}.")
     if len(rows) > max_rows:
-        raise RequestError(413, f"rows: at most {max_rows} per request (max_rows), got {len(rows)}")
+        problem = f"rows: at most {max_rows} per request (max_rows), got {len(rows)}. Send several requests."
+        raise RequestError(413, problem)
     return rows, top
 
 

@@ -9,6 +9,10 @@ function make(name, properties = {}, ...children) {
   return element;
 }
 
+function makeNote(textContent) {
+  return make("p", { className: "muted", textContent });
+}
+
 function makeField(column, rows) {
   if (column.kind === "image") return make("input", { type: "file", accept: "image/*", required: true });
   if (column.kind === "number") return make("input", { type: "number", step: "any" });
@@ -41,7 +45,8 @@ async function valueOf(input, kind) {
 
 function showProbabilities(probabilities) {
   const list = make("dl");
-  for (const [name, value] of Object.entries(probabilities)) {
+  // An object lists names that are whole numbers first, so the order has to be made again.
+  for (const [name, value] of Object.entries(probabilities).sort((a, b) => b[1] - a[1])) {
     const bar = make("meter", { min: 0, max: 1, value });
     bar.setAttribute("aria-label", `probability of ${name}`);
     list.append(make("dt", { textContent: name }), make("dd", {}, bar));
@@ -52,26 +57,63 @@ function showProbabilities(probabilities) {
 
 function showTags(answer) {
   const line = make("p");
-  answer.words.forEach((word, place) => {
-    const tag = answer.tags[place];
+  const mark = (text, name) => make("mark", {}, text, make("small", { textContent: name }));
+  const entities = new Map(answer.entities?.map((entity) => [entity.start, entity]));
+  for (let place = 0; place < answer.words.length; ) {
     if (place) line.append(" ");
-    line.append(tag && tag !== "O" ? make("mark", {}, word, make("small", { textContent: tag })) : word);
-  });
+    const entity = entities.get(place);
+    const end = entity ? entity.end : place + 1;
+    const text = answer.words.slice(place, end).join(" ");
+    const name = entity ? entity.type : !answer.entities && answer.tags[place];
+    line.append(name && name !== "O" ? mark(text, name) : text);
+    place = end;
+  }
+  const cut = " (The last words are beyond the model's limit.)";
+  if (answer.tags.includes(null)) line.append(make("small", { textContent: cut }));
   return line;
+}
+
+function showEmbedding(vector) {
+  const length = Math.hypot(...vector).toPrecision(4);
+  const first = vector.slice(0, 8).map((value) => value.toFixed(4)).join("  ");
+  return [
+    makeNote(`${vector.length} numbers, length of the vector ${length}. The first ones:`),
+    make("pre", { className: "wrap", textContent: first }),
+  ];
+}
+
+function showFilled(filled) {
+  const rows = filled.map((each, place) => {
+    const title = makeNote(`Mask ${place + 1}${each ? "" : ": beyond the model's limit"}`);
+    return each ? [title, showProbabilities(each.probabilities ?? { [each.token]: each.probability })] : [title];
+  });
+  return rows.flat();
 }
 
 function show(answer) {
   if (answer.error) return [make("p", { className: "error", textContent: answer.error })];
   const title = [answer.label, answer.labels?.join(", ") || (answer.labels && "no label"), answer.value, answer.text];
-  const value = title.find((each) => each !== undefined);
-  const parts = value === undefined ? [] : [make("p", { className: "value", textContent: value })];
+  const value = [title.find((each) => each !== undefined)].flat().join(", ");
+  const parts = value === "" ? [] : [make("p", { className: value.length > 80 ? "" : "value", textContent: value })];
   if (answer.tags) parts.push(showTags(answer));
   const probabilities = answer.probabilities ?? (answer.label && { [answer.label]: answer.probability });
   if (probabilities) parts.push(showProbabilities(probabilities));
   if (answer.next) parts.push(showProbabilities(Object.fromEntries(answer.next.map((e) => [e.token, e.probability]))));
+  if (answer.perplexity) parts.push(makeNote(`Perplexity of the text: ${answer.perplexity}`));
+  if (answer.filled) parts.push(...showFilled(answer.filled));
+  if (answer.embedding) parts.push(...showEmbedding(answer.embedding));
   const whole = make("pre", { className: "wrap", textContent: JSON.stringify(answer, null, 1) });
   parts.push(make("details", { open: !parts.length }, make("summary", { textContent: "as JSON" }), whole));
   return parts;
+}
+
+function showPreview(input) {
+  const preview = make("img", { alt: "the chosen image", hidden: true });
+  input.after(preview);
+  input.addEventListener("change", async () => {
+    preview.hidden = !input.files.length;
+    if (input.files.length) preview.src = await readFile(input.files[0]);
+  });
 }
 
 async function predict(row, top) {
@@ -92,6 +134,7 @@ async function start() {
     const value = example?.[column.name];
     if (value !== undefined && value !== null) input.value = Array.isArray(value) ? value.join(" ") : value;
     find("fields").append(make("label", {}, column.name, input));
+    if (column.kind === "image") showPreview(input);
     return input;
   });
   find("fields").className = model.rows === "tables" ? "fields" : "";
@@ -108,7 +151,6 @@ async function start() {
       const values = await Promise.all(inputs.map((input, place) => valueOf(input, model.columns[place].kind)));
       const row = Object.fromEntries(model.columns.map((column, place) => [column.name, values[place]]));
       find("answer").replaceChildren(...show(await predict(row, Number(find("top").value) || 1)));
-      if (model.rows === "images") find("answer").prepend(make("img", { src: values[0], alt: "the image" }));
     } catch (error) {
       find("answer").replaceChildren(make("p", { className: "error", textContent: `No answer: ${error.message}` }));
     } finally {

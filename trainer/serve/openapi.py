@@ -8,6 +8,7 @@ from typing import Any
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _FAULTS = {
     "400": "The body is not the JSON that is described here.",
+    "408": "The body did not arrive in time.",
     "413": "The body or the number of rows is too large.",
     "415": "The body is not declared as application/json.",
     "422": "None of the rows could be used.",
@@ -54,6 +55,9 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
     }
     answers = {"type": "object", "properties": {"answers": {"type": "array", "items": answer}}}
     example = model["example"]
+    answered = _response("An answer for each row, in their order.", answers)
+    if example:
+        answered["content"]["application/json"]["example"] = {"answers": example["answers"]}
     predict = {
         "summary": "Answer rows.",
         "description": 'A row that cannot be used has {"error": ...} in its place; the others are answered.',
@@ -63,8 +67,7 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
                 "application/json": {"schema": request} | ({"example": {"rows": example["rows"]}} if example else {})
             },
         },
-        "responses": {"200": _response("An answer for each row, in their order.", answers)}
-        | {status: _response(text, _ERROR) for status, text in _FAULTS.items()},
+        "responses": {"200": answered} | {status: _response(text, _ERROR) for status, text in _FAULTS.items()},
     }
     return {
         "openapi": "3.1.0",
@@ -95,7 +98,7 @@ def _row_schema(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _response(text: str, schema: Mapping[str, Any], kind: str = "application/json") -> dict[str, Any]:
-    return {"description": text, "content": {kind: {"schema": schema}}}
+    return {"description": text, "content": {kind: {"schema": dict(schema)}}}
 
 
 def _get(summary: str, kind: str) -> dict[str, Any]:
