@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from shlex import quote
 from typing import Any
+
+from trainer.shapes import to_json
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -51,7 +52,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], address: st
         [(kind, content)] = body["content"].items()
         parts += [f"<h3>Request: {escape(kind)}</h3>", _fields_table(content["schema"])]
         if "example" in content:
-            data = quote(json.dumps(content["example"], ensure_ascii=False))
+            data = quote(to_json(content["example"], ensure_ascii=False))
             parts.append(_listing(f"curl {url} -H 'Content-Type: {kind}' \\\n  -d {data}"))
     else:
         parts.append(_listing(f"curl {url}"))
@@ -69,7 +70,7 @@ def _response(status: str, response: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h3>Response {escape(status)}: {escape(kind)}</h3>"
     yield _fields_table(content["schema"])
     if "example" in content:
-        yield _listing(json.dumps(content["example"], ensure_ascii=False, indent=1))
+        yield _listing(to_json(content["example"], ensure_ascii=False, indent=1))
 
 
 def _fields_table(schema: Mapping[str, Any]) -> str:
@@ -112,7 +113,7 @@ def _notes(schema: Mapping[str, Any], required: bool) -> Iterator[str]:
     if "minimum" in schema:
         yield f"at least {schema['minimum']}"
     if "default" in schema:
-        yield f"default {json.dumps(schema['default'])}"
+        yield f"default {to_json(schema['default'])}"
     if "contentEncoding" in schema:
         yield schema["contentEncoding"]
     if "items" in schema and "type" in schema["items"] and "properties" not in schema["items"]:
