@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,7 @@ from tests.support.terminal import Terminal
 from trainer import progress, signals
 from trainer.report.console import open_console
 from trainer.report.events import Reports
-from trainer.report.live import LiveLines
+from trainer.report.live import LiveLines, is_notebook
 from trainer.report.logs import log_to_file_and_screen
 from trainer.report.screen import Course, Display, Lines, Pace, estimate_time, open_screen, wrap_fields
 from trainer.state import Score
@@ -311,6 +312,43 @@ class TestDisplay:
         display.show_phases([progress.Phase("evaluating", 10, 5)])
         assert f"{'━' * 15}{' ' * 15}  5/10  evaluating" in output.getvalue()
         assert "\x1b[3" not in output.getvalue()
+
+
+def test_a_notebook_gets_live_lines_in_one_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A kernel's output claims to be a terminal, but shows codes that move the cursor as text.
+    outputs: list[list[str]] = []
+
+    class Output:
+        def __init__(self, data: dict[str, str]) -> None:
+            self.texts = [data["text/plain"]]
+            outputs.append(self.texts)
+
+        def update(self, data: dict[str, str], *, raw: bool) -> None:
+            assert raw
+            self.texts.append(data["text/plain"])
+
+    shell = SimpleNamespace(kernel=object())
+    ipython = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(
+        sys.modules, "IPython.display", SimpleNamespace(display=lambda data, raw, display_id: Output(data))
+    )
+    display = open_screen("rich", open_console("plain"))
+    assert display is not None
+    display.start_training(Course(10, 1.0, "accuracy", True))
+    display.log("start", step=0, epoch=0.0, values={})
+    display.log("eval", step=5, epoch=0.5, values={"split": "validation", "weights": "raw", "accuracy": 0.5})
+    display.end_training()
+    display.close()
+    [texts] = outputs
+    assert ["0/10" in texts[0], "5/10" in texts[-2], texts[-1]] == [True, True, ""]
+    printed = capsys.readouterr().out
+    assert "trained 5 steps" in printed
+    assert "\x1b" not in printed + "".join(texts)
+    shell.kernel = None
+    assert not is_notebook()
 
 
 def test_lines_are_drawn_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

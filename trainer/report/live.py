@@ -1,10 +1,11 @@
-"""Lines at the bottom of a terminal that are drawn again in place."""
+"""Lines at the bottom of a terminal, or in a notebook, that are drawn again in place."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleRenderable, RenderHook
@@ -104,3 +105,45 @@ class LiveLines(RenderHook):
         self._drawn = []
         up = [(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)]
         return Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), *up * (rows - 1))
+
+
+class NotebookLines:
+    """Lines in an output of their own that is replaced in place: a notebook has no cursor that moves up.
+
+    Everything that is printed later appears below them.
+
+    Args:
+        content: Returns the lines, given their greatest width.
+    """
+
+    def __init__(self, content: Callable[[int], list[Text]]) -> None:
+        self._content = content
+        self._output: Any = None
+        self._text = ""
+        self._last = 0.0
+
+    def draw(self, *, now: bool) -> None:
+        """Draw the lines; without `now`, only if the last drawing is a moment ago."""
+        if now or time.monotonic() - self._last >= _INTERVAL:
+            self._last = time.monotonic()
+            self._show("\n".join(line.plain for line in self._content(_WIDEST)))
+
+    def close(self) -> None:
+        """Empty the output; a second call does nothing."""
+        self._show("")
+
+    def _show(self, text: str) -> None:
+        if text == self._text:
+            return
+        self._text = text
+        if self._output is None:
+            display = import_module("IPython.display").display
+            self._output = display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            self._output.update({"text/plain": text}, raw=True)
+
+
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook, whose output claims to be a terminal."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None

@@ -1,4 +1,4 @@
-"""The screen of a training run: live lines and a growing table on a terminal, plain lines elsewhere."""
+"""The screen of a training run: live lines and a growing table on a terminal and in a notebook, else lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from trainer.display import displayable, shorten
 from trainer.progress import Phase, shown_on
 from trainer.report.console import ConsoleStyle, can_draw, format_fields, format_number
-from trainer.report.live import LiveLines
+from trainer.report.live import LiveLines, NotebookLines, is_notebook
 from trainer.signals import DRAWING
 from trainer.validation_sets import VALIDATION, is_validation
 
@@ -160,7 +160,7 @@ class Display:
         self._console = console
         self._lock = DRAWING  # a checkpoint is reported by the thread that has written it
         self._ticker: Thread | None = None
-        self._live = LiveLines(console, self._content)
+        self._live = NotebookLines(self._content) if is_notebook() else LiveLines(console, self._content)
         self._phases: Sequence[Phase] = ()
         self._course: Course | None = None
         self._is_training = False
