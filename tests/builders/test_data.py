@@ -32,9 +32,10 @@ def test_data_problems_are_warnings(tmp_path: Path) -> None:
         assert train(tmp_path / "run", *write_wrong(tmp_path)) == 0
     log = (tmp_path / "run/trainer.log").read_text(encoding="utf-8")
 
-    assert "train: 9.1% duplicates, the first at position " in log
-    assert "train: 9.1% conflicting, the first at position " in log
-    assert "validation: 33.3% leaked, the first at position 0; inputs that are also in another split" in log
+    assert f"train: 9.1% duplicates (8 rows), the first is {tmp_path / 'train.csv'}, row " in log
+    assert f"train: 9.1% conflicting (8 rows), the first is {tmp_path / 'train.csv'}, row " in log
+    leaked = f"validation: 33.3% leaked (10 rows), the first is {tmp_path / 'validation.csv'}, row 1; inputs that are "
+    assert f"{leaked}also in another split" in log
 
 
 def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +43,7 @@ def test_strict_makes_data_problems_errors(tmp_path: Path, capsys: pytest.Captur
         assert train(tmp_path / "run", *write_wrong(tmp_path), "data.strict=true") == 6
     lines = capsys.readouterr().err.splitlines()
 
-    assert [line.split(",")[0] for line in lines] == [
+    assert [line.split(" (")[0] for line in lines] == [
         "data.strict: train: 9.1% duplicates",
         "data.strict: train: 9.1% conflicting",
         "data.strict: validation: 33.3% leaked",

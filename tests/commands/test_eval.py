@@ -131,7 +131,7 @@ def test_rows_of_the_training_data_are_reported(
 
     assert main(["eval", "run=run", "device=cpu", "data.test=new.csv"]) == 0
     assert [line for line in caplog.messages if "leaked" in line] == [
-        "test: 3.2% leaked, the first at position 30; inputs that are also in another split: "
+        "test: 3.2% leaked (1 row), the first at position 30; inputs that are also in another split: "
         "remove them from one of the two"
     ]
     assert main(["eval", "run=run", "device=cpu", "data.test=new.csv", "data.strict=true"]) == 6

@@ -119,6 +119,7 @@ CELLS: list[tuple[str, Any, Any]] = [
     ("value", [None], None),
     ("group", 7.0, "7"),
     ("time", "7.5", 7.5),
+    ("stratify", 3.0, "3"),
     ("score", "4.5", 4.5),
     ("score", None, None),
     ("image", "a.png", {"bytes": None, "path": "a.png"}),
@@ -157,7 +158,7 @@ def test_every_role_has_a_parser_a_noun_and_a_remedy() -> None:
     tested = {role for role, _, _ in CELLS} | {"features", "text_pair", "negative"}
 
     # A row without a group or a time is an error, so there is no noun for what it lacks.
-    assert tested == REMEDIES.keys() == ROLE_NOUNS.keys() | {"group", "time"}
+    assert tested == REMEDIES.keys() == ROLE_NOUNS.keys() | {"group", "time", "stratify"}
 
 
 def test_split_key_consists_of_the_inputs_only() -> None:

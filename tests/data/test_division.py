@@ -3,10 +3,12 @@ import json
 import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ from pyarrow import parquet
 
 from trainer.cli import main
 from trainer.data.cells import TIME, TimeParser
-from trainer.data.division import assign_by_time, divide_rows
+from trainer.data.division import Strata, assign_by_time, divide_rows
+from trainer.data.files import Files
 from trainer.errors import DataError
 
 SHARES = {"validation": 0.1, "test": 0.2}
@@ -210,7 +213,7 @@ def test_files_that_overlap_in_time_are_a_data_problem(tmp_path: Path, capsys: p
     ]
     job = ["plan", "data=files", *own, "data.split={time: created, group: patient}", "data.strict=true"]
     assert main([*job, "data.split.group=null"]) == 6
-    message = "data.strict: validation: 20.0% too old, the first at position 16; rows that are not newer than all rows "
+    message = f"data.strict: validation: 20.0% too old (4 rows), the first is {tmp_path / 'validation.csv'}, row 17; "
     assert message in capsys.readouterr().err
     later = write_rows(tmp_path / "validation.csv", range(60, 80))
     assert main([*job[:3], f"data.validation={later}", *job[4:], "data.split.group=null"]) == 0
@@ -244,3 +247,98 @@ def test_rows_of_one_time_cannot_be_divided(tmp_path: Path, capsys: pytest.Captu
         "data.split.time: the 40 rows of training have 1 different time, and the splits train, validation and test need"
         " 3. Add rows of other times, name a finer column, or name files in data.validation and data.test.\n"
     )
+
+
+def divide_classes(folder: Path, rows: list[tuple[str, float]], shares: dict[str, float]) -> dict[str, list[int]]:
+    """Return the rows in each split, for rows of a class and a point each."""
+    strata, path = Strata(), folder / "train.arrow"
+    for name, point in rows:
+        strata.add(name, point)
+    table = pa.table({"label": [name for name, _ in rows], "row": range(len(rows))})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    classes: dict[str, set[str]] = {"label": set()}
+    sizes = divide_rows(path, strata.assign(shares), classes)
+    splits = {split: Dataset.from_file(str(folder / f"{split}.arrow"))["row"][:] for split in sizes}
+    assert classes["label"] == {rows[row][0] for row in splits["train"]}
+    assert sorted(row for each in splits.values() for row in each) == list(range(len(rows)))
+    return splits
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    seed=st.integers(0, 9),
+    shares=st.sampled_from([{"validation": 0.1234, "test": 0.2071}, {"test": 0.3019}]),
+)
+def test_each_class_gives_its_shares(
+    sizes: list[int], seed: int, shares: dict[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    random = np.random.default_rng(seed)
+    rows = [(f"c{number}", random.random()) for number, size in enumerate(sizes) for _ in range(size)]
+    random.shuffle(rows)
+    splits = divide_classes(tmp_path_factory.mktemp("strata"), rows, shares)
+
+    for number, size in enumerate(sizes):
+        own = {split: sorted(rows[row] for row in splits[split] if rows[row][0] == f"c{number}") for split in splits}
+        middles, start = [(row + 0.5) / size for row in range(size)], 0.0
+        for split, share in shares.items():
+            assert len(own[split]) == sum(start < middle < start + share for middle in middles)
+            assert abs(len(own[split]) - share * size) < 1
+            start += share
+        assert own["train"]
+        # The first ones by their points are held out.
+        in_order = [row for split in (*shares, "train") for row in own[split]]
+        assert in_order == sorted(in_order)
+
+
+@given(rows=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([0.1, 0.2, 0.5, 0.9])), min_size=1, max_size=30))
+def test_rows_with_equal_inputs_share_a_split_also_with_several_classes(
+    rows: list[tuple[str, float]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    splits = divide_classes(tmp_path_factory.mktemp("strata"), rows, SHARES)
+
+    points = [{rows[row][1] for row in each} for each in splits.values()]
+    assert sum(map(len, points)) == len(set().union(*points))
+
+
+def test_stratified_shares_of_a_rare_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "all.csv"
+    labels = ["rare" if row % 20 == 0 else "usual" for row in range(400)]
+    lines = [f"text {row},{label},p{row}" for row, label in enumerate(labels)]
+    path.write_text("\n".join(["text,label,patient", *lines]) + "\n", encoding="utf-8")
+    counts = []
+    for name in ("all.csv", "shuffled.csv"):
+        np.random.default_rng(0).shuffle(lines)
+        (tmp_path / "shuffled.csv").write_text("\n".join(["text,label,patient", *lines]) + "\n", encoding="utf-8")
+        arguments = {"train": str(tmp_path / name), "cache_dir": str(tmp_path)}
+        splits = Files(**(files_arguments() | arguments)).load(["text", "label"])
+        counts.append({split: sorted(zip(rows["label"], rows["text"], strict=True)) for split, rows in splits.items()})
+    assert counts[0] == counts[1]  # whatever the order of the rows
+    assert {split: sum(label == "rare" for label, _ in rows) for split, rows in counts[0].items()} == {
+        "train": 16,
+        "validation": 2,
+        "test": 2,
+    }
+    assert [len(rows) for rows in counts[0].values()] == [320, 40, 40]
+
+    base = ["plan", "data=files", f"data.train={path}"]
+    assert main([*base, "data.split.stratify=patient"]) == 6
+    message = (
+        "data.split.stratify: none of the 400 rows of training was assigned to validation and test: the classes are"
+    )
+    assert capsys.readouterr().err.startswith(message)
+    assert main([*base, "data.split.stratify=label", "data.split.group=patient"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "data.split.stratify: shares of each class cannot be combined with groups"
+    )
+    assert main([*base, "data.split.stratify=0.5"]) == 2
+    assert capsys.readouterr().err == "data.split.stratify: must be the name of a column, got 0.5.\n"
+
+
+def files_arguments() -> dict[str, Any]:
+    """Return the arguments of `Files` as conf/data/files.yaml has them, with shares of each class."""
+    text = (Path(__file__).parents[2] / "conf" / "data" / "files.yaml").read_text(encoding="utf-8")
+    config: dict[str, Any] = yaml.safe_load(text)
+    return {key: value for key, value in config.items() if key != "_target_"} | {
+        "split": {"validation": 0.1, "test": 0.1, "stratify": "label"}
+    }

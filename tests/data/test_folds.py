@@ -166,8 +166,11 @@ def test_groups_in_two_files_are_a_data_problem(tmp_path: Path, capsys: pytest.C
     assert main(job) == 0
     capsys.readouterr()
     assert main([*job, "data.split.group=patient"]) == 6
-    message = "data.strict: validation: 100.0% shared groups, the first at position 0; groups that are also in another "
-    assert capsys.readouterr().err == message + "split: move all rows of a group into one split\n"
+    first = (
+        f"the first is {tmp_path / 'validation.csv'}, row 1; groups that are also in another split: move all rows of "
+    )
+    message = f"data.strict: validation: 100.0% shared groups (30 rows), {first}a group into one split\n"
+    assert capsys.readouterr().err == message
 
 
 def test_a_group_may_have_another_role_and_is_no_feature(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_warning_names_the_first_leaked_row() -> None:
     report = measure_quality({"train": dataset([(1, 0), (2, 0)]), "validation": dataset([(3, 0), (2, 0)])}, "class")
 
     (warning,) = report.warnings()
-    assert warning.startswith("validation: 50.0% leaked, the first at position 1; ")
+    assert warning.startswith("validation: 50.0% leaked (1 row), the first at position 1; ")
 
 
 def test_second_of_two_equal_rows_is_the_duplicate() -> None:
@@ -105,7 +105,7 @@ def test_blank_texts_are_reported() -> None:
 
     assert report.shares["train"]["empty"] == 0.5
     (warning,) = report.warnings()
-    assert warning.startswith("train: 50.0% empty, the first at position 1; ")
+    assert warning.startswith("train: 50.0% empty (1 row), the first at position 1; ")
 
 
 def test_different_numbers_for_equal_inputs_are_no_contradiction() -> None:

@@ -117,7 +117,7 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
         DataError: There are problems, and `data.strict` is true.
     """
     report = measure_quality(encoded.splits, task.target)
-    warnings = [*task.check(encoded.splits), *report.warnings()]
+    warnings = [*task.check(encoded.splits), *report.warnings(encoded.describe)]
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):
         raise DataError(*(f"data.strict: {problem}" for problem in problems))

@@ -47,7 +47,10 @@ GROUP = "group"
 TIME = "time"
 """The role of the column `data.split.time`: the newest rows are held out."""
 
-SPLIT_ROLES = (GROUP, TIME)
+STRATUM = "stratify"
+"""The role of the column `data.split.stratify`: the rows with each value give the shares of every split."""
+
+SPLIT_ROLES = (GROUP, TIME, STRATUM)
 """Roles that only decide the split of a row; every row needs a value, and the column may have another role too."""
 
 _INPUT_ROLES = ("text", "text_pair", "words", "features", "image")
@@ -67,6 +70,7 @@ REMEDIES = {
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
     GROUP: "Give every row the name of its group, or set data.split.group=null",
+    STRATUM: "Give every row a class, or set data.split.stratify=null",
     TIME: "Write all times alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or a number",
 }
 """The remedy for a cell that cannot be used, by role."""
@@ -292,10 +296,10 @@ def _parse_image(value: object) -> ImageCell | None:
     return None if path is None else {"bytes": None, "path": path}
 
 
-def _parse_group(value: object) -> str:
+def _parse_name(value: object, noun: str) -> str:
     text = as_text(value)
     if text is None or not text.strip():
-        raise ValueError("the row has no group")
+        raise ValueError(f"the row has no {noun}")
     return text
 
 
@@ -356,7 +360,8 @@ def cell_parser(role: str, separator: str) -> CellParser:
         "value": _parse_values,
         "score": parse_number,
         "image": _parse_image,
-        GROUP: _parse_group,
+        GROUP: partial(_parse_name, noun="group"),
+        STRATUM: partial(_parse_name, noun="class to stratify by"),
         TIME: TimeParser(),
     }
     return parsers.get(role, _parse_text)

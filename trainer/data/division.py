@@ -1,7 +1,8 @@
-"""The division of training rows that needs all of them: by time."""
+"""The divisions of training rows that need all of them: by time, or with shares of each class."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -87,6 +88,60 @@ def assign_by_time(path: Path, shares: Mapping[str, float]) -> Assign:
         return {split: number == position for position, split in enumerate(["train", *held_out])}
 
     return assign
+
+
+class Strata:
+    """The classes of the training rows, of which each gives the same shares of its rows.
+
+    Takes 12 bytes of memory for each row, and as many again when the rows are divided.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._classes = array("i")
+        self._points = array("d")
+
+    def add(self, name: str, point: float) -> None:
+        """Add the next row: its class, and a hash of its inputs in [0, 1]."""
+        self._classes.append(self._numbers.setdefault(name, len(self._numbers)))
+        self._points.append(point)
+
+    def assign(self, shares: Mapping[str, float]) -> Assign:
+        """Return the function that divides the rows, batch by batch in the order in which they were added.
+
+        The rows of a class are ordered by the hash of their inputs, and its first rows are held out. Rows with equal
+        inputs share a split: that of the middle one of them, if they have one class, else that of the class of the
+        first.
+
+        Args:
+            shares: The share of each split except `train`.
+        """
+        import numpy as np
+
+        held_out = [split for split, share in shares.items() if share > 0]
+        bounds = np.cumsum([shares[split] for split in held_out])
+        inputs, first, inverse, sizes = np.unique(
+            np.frombuffer(self._points), return_index=True, return_inverse=True, return_counts=True
+        )
+        classes = np.frombuffer(self._classes, dtype=np.dtype("i"))[first]
+        order = np.lexsort((inputs, classes))
+        ends = np.cumsum(sizes[order])
+        totals = np.bincount(classes, weights=sizes, minlength=len(self._numbers))
+        before = np.concatenate([[0.0], np.cumsum(totals)[:-1]])
+        ranks = (ends - sizes[order] / 2 - before[classes[order]]) / totals[classes[order]]
+        split_of_input = np.empty(len(inputs), dtype=np.int8)
+        # The numbers of `held_out`; one more is training.
+        split_of_input[order] = np.searchsorted(bounds, ranks, side="right")
+        numbers = split_of_input[inverse]
+        start = 0
+
+        def assign(batch: pyarrow.RecordBatch) -> dict[str, np.ndarray]:
+            nonlocal start
+            own = numbers[start : start + batch.num_rows]
+            start += batch.num_rows
+            return {split: own == number for number, split in enumerate([*held_out, "train"])}
+
+        return assign
 
 
 def _read_times(path: Path) -> np.ndarray:

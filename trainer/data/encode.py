@@ -79,6 +79,10 @@ class Encoded:
         places = [self.source.locate_row(split, column[position].as_py()) for position in positions]
         return [file for file, _ in places], [record for _, record in places]
 
+    def describe(self, split: str, position: int) -> str:
+        """Return the origin of the row at a position of a split: `my.csv, row 18`."""
+        return self.source.describe_row(split, self.splits[split].data.column("row")[position].as_py())
+
     def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""
         from pyarrow import parquet

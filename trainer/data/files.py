@@ -63,7 +63,7 @@ class Files(FileSource):
             columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split. `group`: the
             column whose values stay together, in one split and in one fold; `time`: the column whose newest rows are
-            held out; None without one.
+            held out; `stratify`: the column of the classes that each give their shares; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one cell; a space means any white space.
         separator: The separator of CSV and TSV cells, `\\t` for a tab; None for the default of the suffix.
         quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.

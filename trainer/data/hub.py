@@ -63,7 +63,7 @@ class Hub:
             without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
             column whose values stay together, in one split and in one fold; `time`: the column whose newest rows are
-            held out; None without one.
+            held out; `stratify`: the column of the classes that each give their shares; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one text; a space means any white space.
         cache_dir: The folder of downloads and of the Arrow files; None for the cache of the datasets library.
 

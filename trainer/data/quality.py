@@ -129,15 +129,23 @@ class DataReport:
     first: dict[tuple[str, str], int]
     times: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def warnings(self) -> list[str]:
-        """Return a line for each share above its limit."""
-        return [
-            f"{split}: {100 * share:.1f}% {name}, the first at position {self.first[split, name]}; "
-            f"{LIMITS[name].remedy}"
-            for split, measures in self.shares.items()
-            for name, share in measures.items()
-            if name in LIMITS and share > LIMITS[name].share
-        ]
+    def warnings(self, describe: Callable[[str, int], str] | None = None) -> list[str]:
+        """Return a line for each share above its limit.
+
+        Args:
+            describe: Returns the origin of the row at a position of a split; None leaves it at the position.
+        """
+        lines = []
+        for split, measures in self.shares.items():
+            for name, share in measures.items():
+                if name not in LIMITS or share <= LIMITS[name].share:
+                    continue
+                first = self.first[split, name]
+                place = f"at position {first}" if describe is None else f"is {describe(split, first)}"
+                count = round(share * self.rows[split])
+                rows = "1 row" if count == 1 else f"{count:,} rows"
+                lines.append(f"{split}: {100 * share:.1f}% {name} ({rows}), the first {place}; {LIMITS[name].remedy}")
+        return lines
 
     def measures(self) -> dict[str, dict[str, float]]:
         """Return the rows and the shares of each split, as the events of a run keep them."""

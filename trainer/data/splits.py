@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from trainer.constraints import BelowOne, NonEmptyStr, Rule
-from trainer.data.cells import CLASS_ROLES, TIME, classes_in, split_key
-from trainer.data.division import assign_by_time, divide_rows
+from trainer.data.cells import CLASS_ROLES, STRATUM, TIME, classes_in, split_key
+from trainer.data.division import Strata, assign_by_time, divide_rows
 from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
@@ -37,23 +37,35 @@ Shares: TypeAlias = Mapping[str, BelowOne]
 """The shares of `validation` and `test` that are held out from training, each in [0, 1)."""
 
 GroupedShares: TypeAlias = Mapping[str, BelowOne | NonEmptyStr | None]
-"""`Shares`, and in `group` the column whose values stay together, in `time` that of times; None without one."""
+"""`Shares`, and the columns that decide the split of a row: in `group` that whose values stay together, in `time` that
+of times, in `stratify` that of classes; None without one."""
 
 SPLIT_KEYS = Rule("sorted(split) == ['test', 'validation']", "split", "must have the keys validation and test")
 GROUPED_SPLIT_KEYS = (
     Rule(
-        "sorted(name for name in split if name not in ['group', 'time']) == ['test', 'validation']",
+        "sorted(name for name in split if name not in ['group', 'time', 'stratify']) == ['test', 'validation']",
         "split",
-        "must have the keys validation and test, and may have group and time",
+        "must have the keys validation and test, and may have group, time and stratify",
     ),
     Rule(
         "all(isinstance(split[name], float) or isinstance(split[name], int) for name in split"
-        " if name not in ['group', 'time'])",
+        " if name not in ['group', 'time', 'stratify'])",
         "split",
         "needs numbers in [0, 1) for validation and test",
     ),
     Rule("split['group'] is None or isinstance(split['group'], str)", "split.group", "must be the name of a column"),
     Rule("split['time'] is None or isinstance(split['time'], str)", "split.time", "must be the name of a column"),
+    Rule(
+        "split['stratify'] is None or isinstance(split['stratify'], str)",
+        "split.stratify",
+        "must be the name of a column",
+    ),
+    Rule(
+        "split['stratify'] is None or (split['group'] is None and split['time'] is None)",
+        "split.stratify",
+        "shares of each class cannot be combined with groups or times",
+        "Set data.split.stratify=null, or data.split.group=null and data.split.time=null",
+    ),
 )
 TIME_RULE = Rule(
     "split['group'] is None or split['time'] is None"
@@ -159,11 +171,13 @@ class SplitLayout:
         own: The data that the user named for `train`, `validation` and `test`; None for a held-out split.
         shares: The share of training, in [0, 1), of each split without data of its own.
         by_time: Hold out the newest rows, not those that a hash chooses.
+        stratified: Hold out the shares of each class.
     """
 
     own: Mapping[str, Any]
     shares: Mapping[str, float]
     by_time: bool = False
+    stratified: bool = False
 
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
@@ -171,7 +185,8 @@ class SplitLayout:
         # In one order, whatever that of the arguments: the shares are a part of fingerprints.
         given = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
         names = [name for name in ("validation", "test") if name in split and name not in given]
-        return cls(own, {name: float(split[name]) for name in names}, split.get(TIME) is not None)
+        shares = {name: float(split[name]) for name in names}
+        return cls(own, shares, split.get(TIME) is not None, split.get(STRATUM) is not None)
 
     def for_split(self, split: str) -> SplitLayout | None:
         """Return the layout with only this split; None if the split takes rows from another one or gives some."""
@@ -329,9 +344,9 @@ def write_splits(
     classes: dict[str, set[str]] = {role: set() for role in CLASS_ROLES if role in roles}
     dropped = []
     kept = dict.fromkeys(origins, 0)
-    # Which rows are the newest is known only when all are.
-    later = layout.by_time and bool(layout.held_out)
-    shares = {} if later else layout.shares
+    # Which rows are the newest, or the first of their class, is known only when all are.
+    later = (layout.by_time or layout.stratified) and bool(layout.held_out)
+    shares, strata = {} if later else layout.shares, Strata()
     with ExitStack() as stack:
         names = origins if later else layout.names
         writers = {
@@ -339,7 +354,8 @@ def write_splits(
         }
         for origin, samples in origins.items():
             count, first = 0, -1
-            for split, row, values in _assign_splits(origin, samples, shares, lowest):
+            watched = _watch(samples, strata) if origin == "train" and later and layout.stratified else samples
+            for split, row, values in _assign_splits(origin, watched, shares, lowest):
                 if values is None:
                     count, first = count + 1, row if first < 0 else first
                     continue
@@ -354,12 +370,28 @@ def write_splits(
     sizes = {name: writer.num_rows for name, writer in writers.items()}
     with _causes_added(warnings, describe_row):
         if later:
-            sizes |= divide_rows(folder / "train.arrow", assign_by_time(folder / "train.arrow", layout.shares), classes)
+            file = folder / "train.arrow"
+            assign = strata.assign(layout.shares) if layout.stratified else assign_by_time(file, layout.shares)
+            sizes |= dict.fromkeys(layout.names, 0) | divide_rows(file, assign, classes)
         _check_not_empty(sizes, kept.get("train", 0), layout, lowest)
         for name in layout.held_out:
             dropped += _drop_unseen(folder, name, sizes[name], classes, kept["train"])
     (folder / "dropped.json").write_text(to_json(dropped))
     (folder / "warnings.json").write_text(to_json(warnings))
+
+
+def _watch(samples: Iterable[Sample], strata: Strata) -> Iterator[Sample]:
+    """Yield the samples, and add the class and the point of each that is not dropped to `strata`."""
+    for sample in samples:
+        if sample.values is not None:
+            strata.add(sample.values[STRATUM], _point_of(_key_of(sample)))
+        yield sample
+
+
+def _key_of(sample: Sample) -> str:
+    """Return the text that decides the split of a sample with values."""
+    assert sample.values is not None
+    return (split_key(sample.values) or str(sample.row)) if sample.key is None else sample.key
 
 
 def _assign_splits(
@@ -369,11 +401,12 @@ def _assign_splits(
 
     `lowest` receives the lowest points of the rows that are divided, ascending.
     """
-    for row, values, key in samples:
+    for sample in samples:
+        row, values, _ = sample
         if values is None or not shares or origin != "train":
             yield origin, row, values
             continue
-        point = _point_of(split_key(values) or str(row) if key is None else key)
+        point = _point_of(_key_of(sample))
         if (len(lowest) < _NUM_SPLITS or point < lowest[-1]) and point not in lowest:
             lowest[:] = sorted([*lowest, point])[:_NUM_SPLITS]
         yield _split_at(point, shares), row, values
@@ -399,6 +432,12 @@ def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayou
         return
     asked = ", ".join(f"{name} {share:g}" for name, share in layout.shares.items() if share > 0)
     remedy = "Add rows"
+    if layout.stratified:
+        problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)}: the classes are too"
+        problem += f" small for the shares {asked}"
+        raise DataError(
+            format_error(f"data.split.{STRATUM}", problem, "Name a column of larger classes, or none (null)")
+        )
     if layout.held_out and len(lowest) > len(layout.held_out):
         bounds = [_shortest_between(*pair) for pair in itertools.pairwise(lowest)]
         shares = {
