@@ -2,10 +2,13 @@
 
 import codecs
 import fcntl
+import io
 import os
+import re
 import select
 import signal
 import struct
+import sys
 import termios
 import threading
 import time
@@ -18,6 +21,7 @@ import pytest
 from tests.support.jobs import TINY, working_in, write_data
 from tests.support.processes import start
 from tests.support.terminal import Terminal
+from trainer.cli import main
 
 
 class PseudoTerminal:
@@ -179,3 +183,49 @@ def test_plain_lines_elsewhere(tmp_path: Path, terminal: str) -> None:
     assert lines[:2] == ["preparing the data", "preparing the data: reading the data"]
     assert any(line.startswith("train       10/16  epoch   1.25  loss") for line in lines)
     assert any(line.startswith("checkpoint   8/16  epoch   1.00  best by accuracy") for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, pytest.param(80, marks=pytest.mark.slow)])
+def test_tables_break_no_number_and_fit(width: int, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = {
+        "eval": ["eval", "run=sweeps/a/loss-focal_seed-0", "device=cpu", "slices=[label]", "metrics=[auroc,mcc]"],
+        "diff": ["diff", "sweeps/a/loss-focal_seed-0", "sweeps/a/loss-poly_seed-1"],
+        "sweeps": ["diff", "sweeps/a", "sweeps/a"],
+        "sweep": ["train", "-m", *JOB, "loss=focal,poly", "seed=0,1", "sweep.name=a"],
+        "plan": ["plan", *JOB, "device=cpu"],
+    }
+    with working_in(tables):
+        for name, command in commands.items():
+            plain = io.StringIO()
+            monkeypatch.setattr(sys, "stdout", plain)
+            assert main(command) == 0
+            screen = PseudoTerminal(width)
+            variables = {"TERM": "xterm-256color", "COLUMNS": str(width), "NO_COLOR": "1"}
+            with screen.path.open("w", encoding="utf-8") as device, monkeypatch.context() as context:
+                context.setattr(sys, "stdout", device)
+                for key, value in variables.items():
+                    context.setenv(key, value)
+                assert main(command) == 0
+            rows = screen.close()
+            assert any(row.startswith("│") for row in rows), name
+            assert not screen.terminal.has_broken_lines, (name, rows)
+            assert numbers(plain.getvalue().splitlines()) <= numbers(rows), name
+
+
+JOB = [*TINY, "data=files", *(f"data.{split}={split}.csv" for split in ("train", "validation", "test"))]
+JOB += ["train.duration=4", "export.formats=[]", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of a sweep."""
+    folder = tmp_path_factory.mktemp("tables")
+    with working_in(folder):
+        write_data(folder)
+        assert main(["train", "-m", *JOB, "loss=focal,poly", "seed=0,1", "sweep.name=a"]) == 0
+    return folder
+
+
+def numbers(lines: list[str]) -> set[str]:
+    """Return the numbers in the rows of tables, as they are written."""
+    return {word for line in lines if line.startswith(("  ", "│")) for word in re.findall(r"[-+]?\d+\.\d+\S*", line)}

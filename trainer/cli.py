@@ -44,7 +44,7 @@ VERBS = {
     "predict": "predict for a text, standard input, a file or a folder of images",
     "generate": "continue a prompt with a trained language model",
     "verify": "check the checkpoints and artifacts of a run, and replay some of its steps bit for bit",
-    "diff": "compare two runs: configs, results, and the first step at which they diverge",
+    "diff": "compare two runs (configs, results, the first step at which they diverge), or two sweeps",
     "report": "write an offline page about one or several runs: curves, scores, artifacts, config",
     "schema": "write a JSON Schema of the config, with which an editor completes and checks YAML files",
     "doctor": "check this machine: Python, torch, devices, memory, disks, network, and a small training",

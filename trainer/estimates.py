@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +31,7 @@ LOWER_IS_BETTER: Final = frozenset(
 """The metrics here that are better if they are lower; all others are better if they are higher."""
 
 _OF_LABELS_THAT_OCCUR = ("macro_f1", "macro_precision", "macro_recall")
+_CLASS_AVERAGES = frozenset({*_OF_LABELS_THAT_OCCUR, "balanced_accuracy"})
 _TOP_K = re.compile(r"top_([1-9]\d{0,5})_accuracy")
 
 
@@ -55,6 +56,23 @@ class Share:
         right, answers = (counts @ self.sums).T
         share: np.ndarray = right / answers
         return share
+
+
+@dataclass(frozen=True)
+class ClassAverage:
+    """A score of classes that counts each class alike, however few rows it has: an `Estimate`.
+
+    A draw lacks a third of the classes with one row, so the draws spread less than the scores of other rows, and around
+    another value. `trainer.intervals` therefore uses the jackknife for it.
+
+    Attributes:
+        score: Maps counts to the score of each draw.
+    """
+
+    score: Estimate
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return self.score(counts)
 
 
 def make_estimates(
@@ -230,7 +248,11 @@ def _class_scores(totals: Callable[[np.ndarray], list[np.ndarray]]) -> dict[str,
     def estimate(score: ClassScore) -> Estimate:
         return lambda counts: score(*totals(counts))
 
-    return {name: estimate(score) for name, score in {"macro_f1": macro_f1, **CLASS_SCORES}.items()}
+    return _mark_averages({name: estimate(score) for name, score in {"macro_f1": macro_f1, **CLASS_SCORES}.items()})
+
+
+def _mark_averages(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    return {name: ClassAverage(each) if name in _CLASS_AVERAGES else each for name, each in estimates.items()}
 
 
 def _label_scores(totals: Callable[[np.ndarray], list[np.ndarray]], units: Units, num_rows: int) -> dict[str, Estimate]:
@@ -244,7 +266,7 @@ def _label_scores(totals: Callable[[np.ndarray], list[np.ndarray]], units: Units
 
         return drawn
 
-    return {name: estimate(score) for name, score in LABEL_SCORES.items()}
+    return _mark_averages({name: estimate(score) for name, score in LABEL_SCORES.items()})
 
 
 def _class_estimates(

@@ -1,4 +1,4 @@
-"""Draws of the rows of an evaluation, with replacement, for the bootstrap of `trainer.intervals`."""
+"""Draws and deletions of the rows of an evaluation, for the bootstrap and the jackknife of `trainer.intervals`."""
 
 from __future__ import annotations
 
@@ -63,3 +63,17 @@ class Units:
                 for draw in range(start, min(start + size, NUM_DRAWS))
             )
             yield np.stack([np.bincount(units, minlength=self.count) for units in chosen]).astype(np.float64)
+
+    def deletions(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the counts of the units without each group of them, float64 (G, U), and the rows of the groups, (G,).
+
+        Each unit is a group; more than `NUM_DRAWS` units are divided at random into that many groups.
+        """
+        group = np.arange(self.count)
+        if self.count > NUM_DRAWS:
+            group = SampleRng(_SEED, 2, [self.count]).generator(0).permutation(self.count) % NUM_DRAWS
+        num_rows = np.bincount(group[self.of_row])
+        size = max(1, _CHUNK // self.count)
+        for start in range(0, len(num_rows), size):
+            groups = np.arange(start, min(start + size, len(num_rows)))
+            yield (group != groups[:, None]).astype(np.float64), num_rows[groups]

@@ -190,6 +190,22 @@ def test_verdict_and_rows_that_changed_sides(tmp_path: Path, capsys: pytest.Capt
     assert compare_rows(right, left)["test"]["metrics"]["accuracy"]["verdict"] == "worse"
 
 
+def test_metrics_that_cannot_be_compared_say_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"metrics": ["auroc", {"_target_": "torchmetrics.CohenKappa"}]}
+    runs = []
+    for name in ("left", "right"):
+        record = write_run(tmp_path / name, ["a", "b"] * 10, [1.0, 0.5] * 10)
+        scores = record.evaluations["test"] | {"auroc": 0.5, "cohen_kappa": 0.25, "max_error": 1.0}
+        scores["no_interval"] = {"max_error": "largest"}
+        runs.append(replace(record, config=record.config | metrics, evaluations={"test": scores}))
+    compared = compare_rows(*runs)["test"]
+    by_class = "it is computed by its class, and only from the outputs of one run at a time"
+    unknown = "the predictions do not contain what it is computed from"
+    assert compared["no_interval"] == {"auroc": unknown, "cohen_kappa": by_class, "max_error": "largest"}
+    print_comparison(open_console("plain"), "test", compared, ("A", "B"), "accuracy")
+    assert f"  not compared: cohen_kappa: {by_class}." in capsys.readouterr().out.splitlines()
+
+
 def test_runs_before_and_after_corrections_are_compared_on_the_corrected_classes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +262,7 @@ def test_only_predictions_of_the_same_rows_and_losses_of_one_kind_are_compared(t
     assert "loss" in compare_rows(left, same)["test"]["metrics"]
     focal = replace(same, config={"loss": {"_target_": "y"}})
     assert compare_rows(left, focal)["test"]["metrics"].keys() == {"accuracy"}
+    assert compare_rows(left, focal)["test"]["no_interval"] == {"loss": "the runs have different losses"}
     scored_again = replace(same, evaluations={"test": same.evaluations["test"] | {"step": 2}})
     assert compare_rows(left, scored_again) == {}
     shorter = write_run(tmp_path / "shorter", ["a", "b"] * 9, [1.0, 0.5] * 9)

@@ -85,6 +85,38 @@ def best_value(run: Path) -> float:
     return float(score["value"])
 
 
+def test_two_sweeps_are_compared_by_their_best_settings_and_by_equal_ones(
+    job: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(job, "faster", "optimizer.lr=0.05", grid=["loss=focal,poly", "seed=1,0,2"]) == 0
+    capsys.readouterr()
+    assert main(["diff", "json=true", str(whole), "sweeps/faster"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["config"].keys() == {"optimizer.lr"}
+    best, focal = document["means"]
+    assert (focal["setting"], focal["pairs"]) == ("loss=focal", 2)
+    runs = [[folder / f"loss-focal_seed-{seed}" for seed in (0, 1)] for folder in (whole, Path("sweeps/faster"))]
+    means = [sum(map(best_value, side)) / 2 for side in runs]
+    assert [focal["left"], focal["right"]] == pytest.approx(means)
+    assert focal["difference"] == pytest.approx(means[1] - means[0])
+    assert (focal["interval"], focal["verdict"]) == (None, None)
+    assert best["pairs"] == 2
+    assert main(["diff", str(whole), "sweeps/faster"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{whole}: Best: loss=" in shown
+    assert "- needs 3 jobs" in shown
+    assert main(["diff", "sweeps/faster", "sweeps/faster"]) == 0
+    assert "no difference shown between the best settings" in capsys.readouterr().out
+
+    assert main(["diff", str(whole), f"{whole}/{JOBS[0]}"]) == 3
+    message = (
+        f"right: a sweep can only be compared with another sweep, got '{whole}/{JOBS[0]}'. Name two sweeps, or two runs"
+    )
+    assert message in capsys.readouterr().err
+    assert main(["diff", f"{whole}/{JOBS[0]}", str(whole)]) == 3
+    assert "left: a sweep can only be compared with another sweep" in capsys.readouterr().err
+
+
 def test_the_same_command_skips_what_is_complete_and_runs_what_is_new(
     job: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from trainer.report.console import format_number, open_console, print_table
@@ -17,6 +18,10 @@ from trainer.report.console import format_number, open_console, print_table
 
 def terminal(*, width: int = 100) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm-256color"})
+
+
+def drawn(console: Console) -> list[str]:
+    return re.sub(r"\x1b\[[\d;]*m", "", written(console)).splitlines()
 
 
 def written(console: Console) -> str:
@@ -70,12 +75,46 @@ class TestTable:
             f"  {long:<95}                 7",
         ]
 
-    def test_long_cell_is_shown_in_full_on_a_terminal(self) -> None:
+    def test_a_long_piece_gets_an_ellipsis_on_a_terminal(self) -> None:
         console = terminal(width=60)
         print_table(console, "artifacts", ["file", "difference", "ms"], self.ROWS)
-        text = written(console)
-        assert text.count("x") == 90 + len("onnx") - 3
-        assert "0.2500" in text
+        lines = drawn(console)
+        assert max(map(len, lines)) == 60
+        assert [line for line in lines if "runs/" in line] == [f"│ runs/{' ' * 33} │            │  7 │"]
+        (shown,) = re.findall("x+…x+", written(console))
+        assert len(shown) == 38
+        assert "0.2500" in written(console)
+
+    def test_texts_are_wrapped_at_boundaries_and_numbers_are_never_broken(self) -> None:
+        console = terminal(width=44)
+        rows = [["trainer.scheduler.linear_with_warmup", "0.8123 (0.7912 to 0.8345)", "lr=0.001, a/b"]]
+        print_table(console, "title", ["", "score", "changes"], rows)
+        cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in drawn(console) if line.startswith("│")]
+        assert [[cell for cell in column if cell] for column in zip(*cells, strict=True)] == [
+            ["trainer.", "scheduler.", "linear_", "with_warmup"],
+            ["0.8123", "(0.7912 to", "0.8345)"],
+            ["lr=0.001, a/", "b"],
+        ]
+
+    def test_columns_that_do_not_fit_follow_with_the_first_one(self) -> None:
+        console = terminal(width=30)
+        print_table(console, "title", ["name", *"abcd"], [["x", 0.25, 0.5, 12345.0, 0.75], ["y", *[None] * 4]])
+        headers = [line.strip("┃ ").split(" ┃ ") for line in drawn(console) if line.startswith("┃")]
+        assert [[cell.strip() for cell in header] for header in headers] == [["name", "a", "b"], ["name", "c", "d"]]
+        assert max(map(len, drawn(console))) <= 30
+        for number in ("0.2500", "0.5000", "1.234e+04", "0.7500"):
+            assert f" {number} " in written(console)
+
+    @given(
+        rows=st.lists(st.tuples(st.text("ab_. /中", max_size=30), st.floats(-1e6, 1e6), st.text("x1.e ")), max_size=3),
+        width=st.integers(24, 90),
+    )
+    def test_no_table_is_wider_than_the_terminal(self, rows: list[tuple[str, float, str]], width: int) -> None:
+        console = terminal(width=width)
+        print_table(console, "t", ["a name", "value", "some_text"], rows, names=[0])
+        assert max(map(cell_len, drawn(console))) <= width
+        for _, value, _ in rows:
+            assert f" {format_number(value)} " in written(console)
 
     @pytest.mark.parametrize(("width", "length"), [(120, 60), (60, 22)])
     def test_names_are_shortened_to_what_the_terminal_leaves(self, width: int, length: int) -> None:

@@ -12,6 +12,7 @@ from trainer.report.sweep_table import (
     JobResult,
     describe_best,
     displayed_table,
+    interval_of_difference,
     make_table,
     screen_table,
     t_quantile,
@@ -67,6 +68,22 @@ def test_intervals_do_not_leave_the_range_of_the_metric(
     uncut = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
     expected = [end if limit is None else limit for end, limit in zip(uncut, limits, strict=True)]
     assert [table["low"], table["high"]] == pytest.approx(expected)
+
+
+def test_differences_of_means_agree_with_scipy() -> None:
+    left, right, other = [0.5, 0.6, 0.4, 0.55], [0.58, 0.66, 0.5, 0.6], [0.7, 0.4, 0.9]
+    limits = (-math.inf, math.inf)
+    paired = stats.ttest_rel(right, left).confidence_interval()
+    assert interval_of_difference(left, right, limits, is_paired=True) == pytest.approx(tuple(paired))
+    welch = stats.ttest_ind(other, left, equal_var=False)
+    half = stats.t.ppf(0.975, int(welch.df)) * (sum(other) / 3 - sum(left) / 4) / welch.statistic
+    found = interval_of_difference(left, other, limits, is_paired=False)
+    assert found == pytest.approx((sum(other) / 3 - sum(left) / 4 - half, sum(other) / 3 - sum(left) / 4 + half))
+    bounded = interval_of_difference([0.0, 0.0, 0.9], [1.0, 0.9, 1.0], (0, 1), is_paired=True)
+    assert bounded == (pytest.approx(stats.ttest_1samp([1.0, 0.9, 0.1], 0).confidence_interval().low), 1)
+    for few in ([0.5, 0.6], [0.5, 0.6, math.nan]):
+        assert interval_of_difference(few, few, limits, is_paired=True) is None
+        assert interval_of_difference(left, few, limits, is_paired=False) is None
 
 
 def test_the_table_of_twelve_settings_breaks_no_cell_on_80_columns() -> None:

@@ -3,7 +3,9 @@
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ from tests.support.jobs import checkpoint_files, stop_at, train, working_in, wri
 from trainer.cli import main
 from trainer.config.command import check_command
 from trainer.errors import ConfigError
+from trainer.observers import Observers
+from trainer.protocols import RunView
+from trainer.report.trackers import Tracker
 
 NAMES = ("wandb", "mlflow", "swanlab")
 SECRET = "hunter2-secret"
@@ -34,6 +39,52 @@ def tree(folder: Path) -> bytes:
 def test_an_unknown_tracker_is_reported(data: list[str]) -> None:
     with pytest.raises(ConfigError, match="Did you mean mlflow"):
         check_command("train", [*data, "logger.trackers=[mlfow]"])
+
+
+class Blocking(Tracker):
+    """A tracker whose network is gone when the run ends."""
+
+    name = "blocking"
+
+    def __init__(self) -> None:
+        super().__init__(offline=False)
+        self.answer = threading.Event()
+
+    def open(self, run: RunView, identifier: str | None) -> str:
+        return "a"
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.answer.wait()
+
+
+def test_a_tracker_that_blocks_at_the_end_is_left_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.report.trackers._PATIENCE", 0.1)
+    (tmp_path / "run").mkdir()
+    tracker = Blocking()
+    observers = Observers({"blocking": tracker}, RunView(tmp_path / "run", "run", {}, 8, 1))
+    observers.log("start", step=0, epoch=0.0, values={})
+    start = time.monotonic()
+    observers.close()
+    assert time.monotonic() - start < 20
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "blocking: failed at its end and gets no more events (TimeoutError: no answer for 0 s; the run ends without it)"
+    )
+    assert [thread.daemon for thread in threading.enumerate() if thread.name.endswith("(call)")] == [True]
+    tracker.answer.set()
+
+
+def test_an_error_at_the_end_of_a_tracker_is_reported(tmp_path: Path) -> None:
+    tracker = Blocking()
+    tracker.is_open = True
+    tracker.finish = lambda: int("x")  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(ValueError, match="invalid literal"):
+        tracker.close()
 
 
 @pytest.mark.trackers

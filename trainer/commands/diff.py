@@ -1,17 +1,19 @@
-"""`trainer diff`: the differences between two runs, and the first step at which they diverge."""
+"""`trainer diff`: the differences between two runs, and the first step at which they diverge; or between two sweeps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from trainer.commands.diff_rows import compare_rows, print_comparison
 from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
+from trainer.commands.sweep import is_sweep_folder
 from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
 from trainer.documents import EVALUATION_PARTS
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
-from trainer.report.console import format_number, open_console, print_table
+from trainer.report.console import format_number, open_console, print_indented, print_table
 from trainer.report.metric_names import monitored_first
 from trainer.shapes import to_json
 
@@ -21,15 +23,18 @@ _MAX_CHARACTERS = 60
 
 
 def run(job: DiffJob, config: Document) -> None:
-    """Print the differences between two runs.
+    """Print the differences between two runs, or between two sweeps.
 
     Args:
         job: The checked config.
         config: The same as plain data; unused.
 
     Raises:
-        CheckpointError: There are no two runs to compare.
+        CheckpointError: There are no two runs or two sweeps to compare.
     """
+    if any(path is not None and is_sweep_folder(Path(path)) for path in (job.left, job.right)):
+        _run_sweeps(job)
+        return
     left, right = _select_runs(job)
     document = compare_runs(read_run(left, "left"), read_run(right, "right"))
     if job.json:
@@ -41,13 +46,37 @@ def run(job: DiffJob, config: Document) -> None:
         if rows:
             print_table(console, title, columns, rows)
         else:
-            console.out(f"{title}: equal", highlight=False)
+            print_indented(console, "", f"{title}: equal")
         console.out("", highlight=False)
     names = document["left"], document["right"]
     for split, compared in document["rows"].items():
         print_comparison(console, split, compared, names, document["monitor"])
         console.out("", highlight=False)
-    console.out(_describe_steps(document["steps"]), highlight=False)
+    print_indented(console, "", _describe_steps(document["steps"]))
+
+
+def _run_sweeps(job: DiffJob) -> None:
+    """Print the differences between two sweeps."""
+    from trainer.commands.diff_sweeps import compare_sweeps, print_sweeps, read_shared_config
+
+    for key, path in (("left", job.left), ("right", job.right)):
+        if path is None or not is_sweep_folder(Path(path)):
+            problem, remedy = "a sweep can only be compared with another sweep", "Name two sweeps, or two runs"
+            raise CheckpointError(format_error(key, problem, remedy, value=path))
+    left, right = Path(str(job.left)), Path(str(job.right))
+    config = _compare_values(read_shared_config(left), read_shared_config(right))
+    config = {key: sides for key, sides in config.items() if not key.startswith("sweep.")}
+    document = {"config": config, **compare_sweeps(left, right)}
+    if job.json:
+        print(displayable(to_json(document, indent=1, ensure_ascii=False)))
+        return
+    console = open_console("auto")
+    if rows := _table_rows(config):
+        print_table(console, "config that the jobs of a sweep share", ["", str(left), str(right)], rows)
+    else:
+        print_indented(console, "", "config that the jobs of a sweep share: equal")
+    console.out("", highlight=False)
+    print_sweeps(console, document)
 
 
 def _select_runs(job: DiffJob) -> tuple[str, str]:

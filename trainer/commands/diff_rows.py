@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.commands.run_folders import RunRecord
+from trainer.config.metrics import metric_name
 from trainer.errors import CheckpointError
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_predictions
-from trainer.report.console import print_table
+from trainer.report.console import print_indented, print_table
 from trainer.report.metric_names import monitored_first
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 NUM_SHOWN: Final = 10
 """Rows that changed sides which are shown."""
 
-_NO_DIFFERENCE = "no difference shown"
+NO_DIFFERENCE = "no difference shown"
+_BY_CLASS = "it is computed by its class, and only from the outputs of one run at a time"
+_OTHER_LOSS = "the runs have different losses"
 _KEYS = ("step", "weights", "digest")
 """Keys with equal values in the scores of an evaluation and in its predictions."""
 
@@ -29,10 +32,11 @@ def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | No
     """Return the comparison on each split, or on some, of which both runs have predictions of the same rows.
 
     Each has the number of `rows`, the `metrics` (by name: `left`, `right`, `difference`, the 95 % `interval` of the
-    difference and the `verdict` on `right`), and for tasks whose answers are correct or wrong `changed`: the number of
-    rows that are `correct_only_left` and `correct_only_right`, and the `first` of them. If the inputs are equal and the
-    classes of some rows have changed, `corrected` is the number of these rows: both runs are scored with the class in
-    the run with corrections, or in the right one, and without the loss.
+    difference and the `verdict` on `right`), `no_interval` (why other metrics of both are not among them, by name),
+    and for tasks whose answers are correct or wrong `changed`: the number of rows that are `correct_only_left` and
+    `correct_only_right`, and the `first` of them. If the inputs are equal and the classes of some rows have changed,
+    `corrected` is the number of these rows: both runs are scored with the class in the run with corrections, or in the
+    right one, and without the loss.
     """
     compared = {}
     for split in (split for split in left.evaluations if split in right.evaluations):
@@ -57,9 +61,37 @@ def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | No
                 left_rows, left_values = _score_again(left_rows, left_values, left_about, right_rows["target"])
         same_loss = left.config.get("loss") == right.config.get("loss")
         metrics = _compare_metrics(left_rows, right_rows, left_about, left_values, right_values, same_loss=same_loss)
+        missing = _explain_missing(left, right, left_values, right_values, metrics)
         changed = _changed_rows(left_rows, right_rows)
-        compared[split] = {"rows": len(left_rows), **corrected, "metrics": metrics, **changed}
+        compared[split] = {
+            "rows": len(left_rows),
+            **corrected,
+            "metrics": metrics,
+            **({"no_interval": missing} if missing else {}),
+            **changed,
+        }
     return compared
+
+
+def _explain_missing(
+    left: RunRecord, right: RunRecord, left_values: Document, right_values: Document, compared: Collection[str]
+) -> dict[str, str]:
+    """Return why metrics of both runs have no interval of their difference, by name."""
+    names = [
+        name
+        for name, value in left_values.items()
+        if isinstance(value, float) and isinstance(right_values.get(name), float) and name not in compared
+    ]
+    entries = [
+        entry for record in (left, right) for entry in record.config.get("metrics") or () if isinstance(entry, dict)
+    ]
+    by_class = {metric_name(entry) for entry in entries}
+    reasons = {**left_values.get("no_interval", {}), **right_values.get("no_interval", {})}
+    return {name: _BY_CLASS if name in by_class else reasons.get(name, _reason(name)) for name in names}
+
+
+def _reason(name: str) -> str:
+    return _OTHER_LOSS if name == "loss" else "the predictions do not contain what it is computed from"
 
 
 def _read(record: RunRecord, split: str) -> tuple[pyarrow.Table, Document] | None:
@@ -140,7 +172,7 @@ def _compare_metrics(
             "right": right_values[name],
             "difference": right_values[name] - left_values[name],
             "interval": list(interval),
-            "verdict": "better" if low > 0 else "worse" if high < 0 else _NO_DIFFERENCE,
+            "verdict": "better" if low > 0 else "worse" if high < 0 else NO_DIFFERENCE,
         }
     return metrics
 
@@ -194,20 +226,25 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
     known: Mapping[str, Document] = compared["metrics"]
     metrics = {name: known[name] for name in monitored_first(known, monitor)}
     if not metrics:
-        console.out(f"{split}: no metric of the {compared['rows']} rows can be compared", highlight=False)
+        print_indented(console, "", f"{split}: no metric of the {compared['rows']} rows can be compared")
         return
     name = next(iter(metrics))
-    console.out(f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}", highlight=False)
+    print_indented(console, "", f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}")
     if count := compared.get("corrected"):
         noun = "row has another class" if count == 1 else "rows have another class"
         note = f"{count} {noun} in one of the runs; both runs are scored with the corrected one, without the loss"
-        console.out(f"{split}: {note}", highlight=False)
+        print_indented(console, "", f"{split}: {note}")
     columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
     rows = [
         [key, item["left"], item["right"], signed(item["difference"]), signed_range(item["interval"]), item["verdict"]]
         for key, item in metrics.items()
     ]
     print_table(console, f"{split}: {compared['rows']} rows of both runs", columns, rows)
+    reasons: dict[str, list[str]] = {}
+    for key, reason in compared.get("no_interval", {}).items():
+        reasons.setdefault(reason, []).append(key)
+    for reason, keys in reasons.items():
+        print_indented(console, "  ", f"not compared: {', '.join(keys)}: {reason}.")
     if changed := compared.get("changed"):
         _print_changed(console, split, changed, names)
 
@@ -220,13 +257,13 @@ def _print_changed(console: Console, split: str, changed: Document, names: tuple
         rows = [[place_of(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
         print_table(console, f"{text}; the first:", ["row", "target", *names], rows, names=[1, 2, 3])
     else:
-        console.out(text, highlight=False)
+        print_indented(console, "", text)
 
 
 def _verdict(name: str, metric: Document, num_rows: int, names: tuple[str, str]) -> str:
     left, right = names
     numbers = f"{name} {signed(metric['difference'])}, 95% interval {signed_range(metric['interval'])}, {num_rows} rows"
-    if metric["verdict"] == _NO_DIFFERENCE:
+    if metric["verdict"] == NO_DIFFERENCE:
         return f"no difference shown between {left} and {right}: {numbers}"
     return f"{right} is {metric['verdict']} than {left}: {numbers}"
 

@@ -28,7 +28,7 @@ from trainer.layout import (
     Document,
     expand_home,
 )
-from trainer.report.console import format_bytes, format_number, open_console, print_table
+from trainer.report.console import format_bytes, format_number, open_console, print_indented, print_table
 from trainer.shapes import to_json
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def _print_schedule(console: Console, schedule: Document) -> None:
     base = schedule["lr"]
     note = " (scores may change it)" if schedule["follows_scores"] else ""
     shown = base if base == "auto" else format_number(base)
-    console.out(f"learning rate: {schedule['schedule']}, base {shown}{note}", highlight=False)
+    print_indented(console, "learning rate: ", f"{schedule['schedule']}, base {shown}{note}")
     console.out(f"  {sparkline([point['factor'] for point in points])}", highlight=False)
     for position in sorted({round(i * (len(points) - 1) / (_SHOWN_POINTS - 1)) for i in range(_SHOWN_POINTS)}):
         point = points[position]

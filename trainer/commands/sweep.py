@@ -20,7 +20,7 @@ from trainer.atomic_io import create_folder, write_text
 from trainer.checkpoint.lock import run_lock
 from trainer.commands.out_of_fold import FINDINGS, read_fold_inputs, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
-from trainer.config.sweep import Sweep, SweepJob, changed_keys
+from trainer.config.sweep import Sweep, SweepJob, changed_keys, read_jobs
 from trainer.display import print_lines
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
@@ -206,6 +206,15 @@ def write_sweep_page(
 def is_sweep_folder(folder: Path) -> bool:
     """Return whether a folder is that of a sweep with a name."""
     return (folder / SWEEP).is_file()
+
+
+def read_results(folder: Path) -> dict[str, JobResult]:
+    """Return the result of each job of a sweep, by its name.
+
+    Raises:
+        CheckpointError: The document of the sweep or of a job cannot be read.
+    """
+    return {name: _result(folder / name, changes, None) for name, changes in read_jobs(folder).items()}
 
 
 def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspects: Table) -> Page:

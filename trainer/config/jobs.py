@@ -401,10 +401,10 @@ class InitJob:
 
 @dataclass(frozen=True)
 class DiffJob:
-    """A comparison of two runs."""
+    """A comparison of two runs, or of two sweeps."""
 
-    left: AnyPath | None = key(None, "run folder; null is the second newest run")
-    right: AnyPath | None = key(None, _NEWEST)
+    left: AnyPath | None = key(None, "run folder, or folder of a sweep; null is the second newest run")
+    right: AnyPath | None = key(None, "run folder, or folder of a sweep; null is the newest run")
     json: bool = key(False, _JSON)
 
 

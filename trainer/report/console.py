@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,9 @@ _RATES = frozenset(_LABELS)
 
 _MIN_NAME, _MAX_NAME = 12, 60
 """Characters of a name in a table."""
+_BREAK = re.compile(r"(?<=\s)(?!to\s)|(?<=[_/=:])(?=\S)|(?<=[^\s\d][.,])(?=\S)|(?<=[.,])(?=[^\s\d])")
+"""The places at which a line may be broken: not inside a number, nor before the word in `0.8 to 0.9`."""
+_NUMBER = re.compile(r"\W*\d[\d.,:]*(e[-+]?\d+)?\W*")
 
 
 class _Screen(Console):
@@ -105,7 +109,9 @@ def print_table(
     """Print a table: with rules on a terminal, else as aligned text of any width, so that nothing is cut off.
 
     Floats are formatted by `format_number`, None is empty, everything else by `str`. Columns of numbers are
-    right-aligned.
+    right-aligned. On a terminal, a table fits: texts wrap between words and behind `_`, `/`, `=`, `,` and `.`, longer
+    pieces get an ellipsis, numbers are never broken, and columns that still do not fit follow in a table of their own
+    with the first column.
 
     Args:
         console: The console.
@@ -113,24 +119,16 @@ def print_table(
         columns: The headers.
         rows: The cells.
         names: The places of columns with names from the data: they are shortened to at most 60 characters, on a
-            terminal to what its width leaves.
+            terminal to what its width leaves, and not wrapped.
     """
     rows = [list(row) for row in rows]
     cells = [[_format_cell(value) for value in row] for row in rows]
-    _shorten_names(console, columns, cells, names)
+    for row in cells:
+        for place in names:
+            row[place] = shorten_middle(row[place], _MAX_NAME)
     is_right = [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(columns))]
     if can_draw(console):
-        drawn = Table(title=Text(displayable(title)), title_justify="left")
-        widths = [max([0, *map(len, column)]) for column in zip(*cells, strict=True)] or [0] * len(columns)
-        natural = sum(max(width, len(name)) + 3 for width, name in zip(widths, columns, strict=True)) + 1
-        for name, right, width in zip(columns, is_right, widths, strict=True):
-            header = displayable(name)
-            if natural > console.width:  # rich would rather break the cells
-                header = _break_header(header, width)
-            drawn.add_column(Text(header), justify="right" if right else "left", overflow="fold")
-        for row in cells:
-            drawn.add_row(*map(Text, row))
-        console.print(drawn)
+        _draw_tables(console, title, [displayable(name) for name in columns], cells, is_right, names)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     console.out(title, highlight=False)
@@ -142,30 +140,95 @@ def print_table(
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
 
 
-def _shorten_names(
-    console: Console, columns: Sequence[str], cells: Sequence[list[str]], names: Collection[int]
+def _draw_tables(
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    is_right: Sequence[bool],
+    names: Collection[int],
 ) -> None:
-    """Shorten the cells of columns of names in place."""
-    if not names:
-        return
-    limit = _MAX_NAME
-    if can_draw(console):
-        others = [place for place in range(len(columns)) if place not in names]
-        taken = sum(max([len(row[place]) for row in cells], default=0) + 3 for place in others)
-        limit = min(limit, max(_MIN_NAME, (console.width - taken - 1) // len(names) - 3))
-    for row in cells:
-        for place in names:
-            row[place] = shorten_middle(row[place], limit)
+    """Draw a table that fits the console; what does not fit follows in further tables with the same first column."""
+    least, unbroken, natural = [], [], []
+    for place, column in enumerate(zip(columns, *cells, strict=True)):
+        header, *values = column
+        natural.append(max(map(cell_len, column)))
+        unbroken.append(max([_least_width(header), *map(cell_len, values)]))
+        if is_right[place]:
+            least.append(max([_least_width(header), *map(cell_len, values)]))
+        elif place in names:
+            least.append(max(_least_width(header), min(_MIN_NAME, max(map(cell_len, values), default=0))))
+        else:
+            least.append(max(map(_least_width, column)))
+    for part in _divide(least, console.width - 1):
+        room = console.width - 1 - 3 * len(part)
+        widths = [natural[place] for place in part]
+        for limits in (unbroken, least):  # headers are broken before cells
+            widths = _fit(widths, [limits[place] for place in part], room)
+        drawn = Table(title=Text(displayable(title)), title_justify="left")
+        for place, width in zip(part, widths, strict=True):
+            justify: Literal["right", "left"] = "right" if is_right[place] else "left"
+            header = _wrap(columns[place], width)
+            drawn.add_column(Text(header), justify=justify, width=width, overflow="fold")
+        for row in cells:
+            wrapped = (
+                _shorten(row[place], width) if place in names else _wrap(row[place], width)
+                for place, width in zip(part, widths, strict=True)
+            )
+            drawn.add_row(*map(Text, wrapped))
+        console.print(drawn)
 
 
-def _break_header(header: str, width: int) -> str:
-    """Return a header in lines of at most `width` characters, broken only between words and behind underscores."""
+def _divide(least: Sequence[int], room: int) -> list[list[int]]:
+    """Return the places of the columns of each table: the first one and as many others as fit."""
+    parts = [[0]] if least else []
+    for place in range(1, len(least)):
+        if len(parts[-1]) > 1 and sum(least[each] + 3 for each in (*parts[-1], place)) > room:
+            parts.append([0])
+        parts[-1].append(place)
+    return parts
+
+
+def _fit(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Return widths of columns that fit, if they can: the widest ones shrink, none below its least width."""
+    widths = list(widths)
+    while sum(widths) > room:
+        wide = [place for place in range(len(widths)) if widths[place] > least[place]]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _pieces(text: str) -> list[str]:
+    """Return the parts of a text between which a line may be broken; a space belongs to the part before it."""
+    return [piece for piece in _BREAK.split(text) if piece]
+
+
+def _least_width(text: str) -> int:
+    """Return the width that a text needs: of its longest number, and of other pieces up to a limit."""
+    pieces = (piece.rstrip() for piece in _pieces(text))
+    return max(
+        (cell_len(each) if _NUMBER.fullmatch(each) else min(cell_len(each), _MIN_NAME) for each in pieces), default=0
+    )
+
+
+def _wrap(text: str, width: int) -> str:
+    """Return a text in lines of at most `width` columns; a longer piece gets an ellipsis."""
     lines = [""]
-    for part in re.findall(r"[^\s_]*(?:_+|\s+|$)", header):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+    for piece in _pieces(text):
+        if lines[-1] and cell_len(lines[-1]) + cell_len(piece.rstrip()) > width:
             lines.append("")
-        lines[-1] += part
+        lines[-1] += piece if cell_len(piece.rstrip()) <= width else _shorten(piece.rstrip(), width)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shorten(text: str, width: int) -> str:
+    """Return a text of at most `width` columns, with an ellipsis in the place of its middle."""
+    length = max(3, width)
+    while cell_len(text) > width and length >= 3:
+        text, length = shorten_middle(text, length), length - 1
+    return text
 
 
 def format_fields(values: Mapping[str, object], *, width: int = 9) -> list[str]:

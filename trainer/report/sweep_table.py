@@ -19,7 +19,7 @@ REPEATED = ("seed", "data.fold")
 _COLUMNS = ("metric", "mean", "sd", "low", "high", "jobs", "missing", "reason")
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-6
-_MIN_JOBS = 3
+MIN_JOBS = 3
 """Jobs of a setting from which on its mean has an interval: with two, it is 9 times as wide as their difference."""
 
 
@@ -57,6 +57,11 @@ def make_table(results: Sequence[JobResult]) -> tuple[list[str], list[list[objec
             groups[own] += groups.pop((setting, metric))
     ordered = sorted(groups.items(), key=lambda item: _rank(item[0][1], item[1]))
     return [*keys, *_COLUMNS], [[*setting, *_cells(metric, group)] for (setting, metric), group in ordered]
+
+
+def setting_of(changes: Mapping[str, str]) -> str:
+    """Return the setting of a job in words, which its seed and fold do not change; empty for the only one."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(changes.items()) if key not in REPEATED)
 
 
 def jobs_of_best(results: Mapping[str, JobResult]) -> dict[str, JobResult]:
@@ -104,13 +109,44 @@ def mean_interval(values: Sequence[float], limits: tuple[float, float]) -> tuple
         values: The values.
         limits: The lowest and the highest possible value, as `metric_range` returns them.
     """
-    if len(values) < _MIN_JOBS or not (deviation := stdev(values)):
+    if len(values) < MIN_JOBS or not (deviation := stdev(values)):
         return None
     mean, half = fmean(values), t_quantile(len(values) - 1) * deviation / math.sqrt(len(values))
     low, high = limits
     if min(values) < low - _ROUNDING or max(values) > high + _ROUNDING:  # the user's own metric, of a known name
         low, high = -math.inf, math.inf
     return max(mean - half, low), min(mean + half, high)
+
+
+def interval_of_difference(
+    left: Sequence[float], right: Sequence[float], limits: tuple[float, float], *, is_paired: bool
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the difference of two means, right - left; None if there are too few values.
+
+    Pairs have the t interval of the mean of their differences. Others have Welch's (1947, "The generalization of
+    'Student's' problem when several different population variances are involved"), whose degrees of freedom are rounded
+    down.
+
+    Args:
+        left, right: The values; pairs have the same place.
+        limits: The lowest and the highest possible value.
+        is_paired: The values are pairs.
+    """
+    if not all(map(math.isfinite, (*left, *right))):
+        return None
+    low, high = limits
+    if is_paired:
+        differences = [new - old for old, new in zip(left, right, strict=True)]
+        return mean_interval(differences, (low - high, high - low))
+    if min(len(left), len(right)) < MIN_JOBS:
+        return None
+    errors = [stdev(values) ** 2 / len(values) for values in (left, right)]
+    if not any(errors):
+        return None
+    spread = sum(error**2 / (len(values) - 1) for error, values in zip(errors, (left, right), strict=True))
+    half = t_quantile(int(sum(errors) ** 2 / spread)) * math.sqrt(sum(errors))
+    difference = fmean(right) - fmean(left)
+    return max(difference - half, low - high), min(difference + half, high - low)
 
 
 def t_quantile(degrees: int) -> float:
@@ -156,7 +192,7 @@ def displayed_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) ->
         if isinstance(low, float) and isinstance(high, float):
             interval = f"{format_number(low)} to {format_number(high)}"
         else:
-            interval = "- no spread" if deviation == 0 and jobs != 2 else f"- needs {_MIN_JOBS} jobs" if jobs else "-"
+            interval = "- no spread" if deviation == 0 and jobs != 2 else f"- needs {MIN_JOBS} jobs" if jobs else "-"
         failures = [missing, reason] if has_failures else []
         shown.append([*row[:start], metric, mean, deviation, interval, jobs, *failures])
     return [*columns[:start], *names], shown

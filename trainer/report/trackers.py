@@ -11,8 +11,9 @@ import io
 import logging
 import os
 import re
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ PROJECT = "trainer"
 """The project or experiment that contains the runs, unless a variable of the tracker's own names another."""
 
 _ID = re.compile(r"[\w-]{1,64}")
+_PATIENCE = 15.0
+"""Seconds that the end of a run waits for a tracker."""
 
 
 class Tracker:
@@ -58,9 +61,13 @@ class Tracker:
             self.write(scalars, event.step)
 
     def close(self) -> None:
-        """End the tracker's run: finished if the run has ended, else failed."""
+        """End the tracker's run: finished if the run has ended, else failed.
+
+        Raises:
+            TimeoutError: The package has not ended it in time, such as without its network; nobody waits any longer.
+        """
         if self.is_open:
-            self.finish()
+            _call_within(_PATIENCE, self.finish)
 
     def open(self, run: RunView, identifier: str | None) -> str:
         """Start a run of the tracker, or go on with the one of this id; return its id."""
@@ -194,12 +201,39 @@ class Swanlab(Tracker):
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         self._run.log(dict(scalars), step=step)
 
-    def finish(self) -> None:
+    def close(self) -> None:
+        # Around the thread that may never end, and would never give the output back.
         with contextlib.redirect_stdout(io.StringIO()):
-            if self.has_ended:
-                self._run.finish()
-            else:
-                self._run.finish(state="aborted")
+            super().close()
+
+    def finish(self) -> None:
+        if self.has_ended:
+            self._run.finish()
+        else:
+            self._run.finish(state="aborted")
+
+
+def _call_within(seconds: float, function: Callable[[], None]) -> None:
+    """Call a function in a thread that does not keep the process alive, and raise what it raises.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer for {seconds:.0f} s; the run ends without it")
+    if errors:
+        raise errors[0]
 
 
 _TRACKERS: Mapping[str, type[Tracker]] = {each.name: each for each in (Wandb, Mlflow, Swanlab)}
