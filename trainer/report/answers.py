@@ -42,6 +42,9 @@ _MAX_OUTPUTS: Final = 4
 _COLUMNS: Final = 10
 """Columns of the input of a row that are shown without opening them."""
 
+_TALL_CLASSES: Final = 8
+"""Classes from which on a confusion matrix is as high as two charts."""
+
 _TEXT: Final = 300
 """Characters of a text in a table."""
 
@@ -94,7 +97,7 @@ def draw_confusion(confusion: Confusion, title: str = "Confusion matrix") -> Ite
     note = "Rows are targets; a stronger color is a larger share of the row."
     if len(shown) < count:
         note += f" The {len(shown)} of {count} classes that are confused most; answers of other classes are left out."
-    yield Figure(title, svg, note=note, can_scroll=True)
+    yield Figure(title, svg, note=note, can_scroll=True, is_tall=len(shown) >= _TALL_CLASSES)
 
 
 def _confused(confusion: Confusion) -> Iterator[Table]:

@@ -35,6 +35,7 @@ class Figure:
         lines: The lines that its legend names.
         note: How to read it.
         can_scroll: Scroll it sideways on a narrow screen, instead of making it smaller.
+        is_tall: Put two other figures next to it.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Figure:
     lines: Sequence[Line] = ()
     note: str = ""
     can_scroll: bool = False
+    is_tall: bool = False
 
 
 @dataclass(frozen=True)

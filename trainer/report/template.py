@@ -39,6 +39,7 @@ p { margin: .4rem 0; max-width: 48rem; overflow-wrap: anywhere }
 .tiles .detail { font-size: .85rem }
 .figures { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)) }
 figure { margin: .5rem 0 0; min-width: 0 }
+.tall { grid-row: span 2 }
 figcaption { font-weight: 600 }
 figcaption small { display: block; font-weight: 400 }
 svg { display: block; height: auto; width: 100% }
@@ -94,6 +95,7 @@ summary { cursor: pointer; font-weight: 600 }
   .tiles .value { font-size: 1.15rem }
   svg text { font-size: 15px }
   .matrix text { font-size: 12px }
+  .tall { grid-row: auto }
   td { max-width: 18rem; min-width: 4rem }
 }
 @media print {
@@ -156,7 +158,7 @@ base-uri 'none'; form-action 'none'">
 {% for line in section.warnings %}<li>{{ line }}</li>
 {% endfor %}</ul>{% endif %}
 {% if section.figures %}<div class="figures">
-{% for figure in section.figures %}<figure><figcaption>{{ figure.title }}\
+{% for figure in section.figures %}<figure{% if figure.is_tall %} class="tall"{% endif %}><figcaption>{{ figure.title }}\
 {% if figure.note %}<small>{{ figure.note }}</small>{% endif %}</figcaption>
 {% if figure.legend %}{{ legend(figure.legend) }}{% endif %}
 {% if figure.can_scroll %}<div class="scroll" tabindex="0" role="region" aria-label="{{ figure.title }}">\
