@@ -23,6 +23,8 @@ _RATES = frozenset(_LABELS)
 
 _MIN_NAME, _MAX_NAME = 12, 60
 """Characters of a name in a table."""
+_MIN_PIECE = 3
+"""Characters of a name, or of another part of a text, if not even two columns fit otherwise."""
 _BREAK = re.compile(r"(?<=\s)(?!to\s)|(?<=[_/=:])(?=\S)|(?<=[^\s\d][.,])(?=\S)|(?<=[.,])(?=[^\s\d])")
 """The places at which a line may be broken: not inside a number, nor before the word in `0.8 to 0.9`."""
 _NUMBER = re.compile(r"\W*\d[\d.,:]*(e[-+]?\d+)?\W*")
@@ -149,21 +151,22 @@ def _draw_tables(
     names: Collection[int],
 ) -> None:
     """Draw a table that fits the console; what does not fit follows in further tables with the same first column."""
-    least, unbroken, natural = [], [], []
-    for place, column in enumerate(zip(columns, *cells, strict=True)):
-        header, *values = column
-        natural.append(max(map(cell_len, column)))
-        unbroken.append(max([_least_width(header), *map(cell_len, values)]))
-        if is_right[place]:
-            least.append(max([_least_width(header), *map(cell_len, values)]))
-        elif place in names:
-            least.append(max(_least_width(header), min(_MIN_NAME, max(map(cell_len, values), default=0))))
-        else:
-            least.append(max(map(_least_width, column)))
+    natural: list[int] = []
+    unbroken: list[int] = []
+    least: list[int] = []
+    bare: list[int] = []
+    for place, (header, *values) in enumerate(zip(columns, *cells, strict=True)):
+        widest = max(map(cell_len, values), default=0)
+        natural.append(max(cell_len(header), widest))
+        unbroken.append(max(_least_width(header, _MIN_NAME), widest))
+        for limits, limit in ((least, _MIN_NAME), (bare, _MIN_PIECE)):
+            needs = [widest] if is_right[place] else [_least_width(value, limit) for value in values]
+            own = min(limit, widest) if place in names else max(needs, default=0)
+            limits.append(max(_least_width(header, limit), own))
     for part in _divide(least, console.width - 1):
         room = console.width - 1 - 3 * len(part)
         widths = [natural[place] for place in part]
-        for limits in (unbroken, least):  # headers are broken before cells
+        for limits in (unbroken, least, bare):  # headers are broken before cells, and pieces are shortened last
             widths = _fit(widths, [limits[place] for place in part], room)
         drawn = Table(title=Text(displayable(title)), title_justify="left")
         for place, width in zip(part, widths, strict=True):
@@ -205,11 +208,11 @@ def _pieces(text: str) -> list[str]:
     return [piece for piece in _BREAK.split(text) if piece]
 
 
-def _least_width(text: str) -> int:
+def _least_width(text: str, limit: int) -> int:
     """Return the width that a text needs: of its longest number, and of other pieces up to a limit."""
     pieces = (piece.rstrip() for piece in _pieces(text))
     return max(
-        (cell_len(each) if _NUMBER.fullmatch(each) else min(cell_len(each), _MIN_NAME) for each in pieces), default=0
+        (cell_len(each) if _NUMBER.fullmatch(each) else min(cell_len(each), limit) for each in pieces), default=0
     )
 
 

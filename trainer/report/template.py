@@ -158,7 +158,8 @@ base-uri 'none'; form-action 'none'">
 {% for line in section.warnings %}<li>{{ line }}</li>
 {% endfor %}</ul>{% endif %}
 {% if section.figures %}<div class="figures">
-{% for figure in section.figures %}<figure{% if figure.is_tall %} class="tall"{% endif %}><figcaption>{{ figure.title }}\
+{% for figure in section.figures %}<figure{% if figure.is_tall %} class="tall"{% endif %}>\
+<figcaption>{{ figure.title }}\
 {% if figure.note %}<small>{{ figure.note }}</small>{% endif %}</figcaption>
 {% if figure.legend %}{{ legend(figure.legend) }}{% endif %}
 {% if figure.can_scroll %}<div class="scroll" tabindex="0" role="region" aria-label="{{ figure.title }}">\
