@@ -28,7 +28,7 @@ from trainer.run import RunOutputs
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("**/*.yaml"))
-GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "export")
+GROUPS = ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "perturb", "export")
 OPTIONS = [name for name in FILES if "/" in name and name.split("/")[0] in (*GROUPS, *PRESET_GROUPS)]
 REST = {*VERBS, "hydra/output/runs"}
 REST |= {f"decode/{name}" for name in ("greedy", "beam", "sample", "beam_sample")}  # tests/decode/test_options.py
@@ -97,7 +97,7 @@ def fitting(option: str) -> list[str]:
 
 def test_every_file_is_an_option_or_listed_here() -> None:
     assert set(FILES) - set(OPTIONS) == REST
-    assert len(OPTIONS) == 91
+    assert len(OPTIONS) == 95
 
 
 BY_DATA = ("image_classification", "token_classification", "sentence_embedding")
@@ -186,7 +186,7 @@ def test_every_source_loads_rows_with_the_roles_that_it_names(folder: Path, monk
     assert failures(check, in_groups("data")) == {}
 
 
-@pytest.mark.parametrize("group", ["task", "model", "loss", "optimizer", "scheduler", "prune"])
+@pytest.mark.parametrize("group", ["task", "model", "loss", "optimizer", "scheduler", "prune", "perturb"])
 def test_every_part_trains_on_small_data(group: str, folder: Path) -> None:
     def check(option: str) -> None:
         check_training(option, folder)

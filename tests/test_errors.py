@@ -44,6 +44,7 @@ def test_remedies_name_keys_with_their_group() -> None:
         "compile",
         "devices",
         "force",
+        "perturb",
         "port",
         "scheduler",
         "shard",

@@ -242,11 +242,14 @@ STATEFUL_PARTS = {
     ],
     "reduce_on_plateau": ["optimizer=adam", "scheduler=reduce_on_plateau", "scheduler.every=2", "scheduler.patience=0"],
     "pruned": ["prune=random", "prune.amount=0.5", "optimizer=muon", "train.accumulate=2", "ema.decay=0.9"],
+    "two passes": ["perturb=r_drop", "perturb.start=3", "task=masked_lm", "loss=focal", "train.accumulate=2"],
+    "moved weights": ["perturb=pgd", "perturb.start=3", "precision=fp16", "train.accumulate=2", "ema.decay=0.9"],
     "hierarchical_softmax": ["loss=hierarchical_softmax", "loss.in_features=16", "ema.decay=0.9"],
     "crf": ["task=token_classification", "loss=crf", "loss.constraints=true", "optimizer=muon", "ema.decay=0.9"],
 }
 ALL_PARTS = {
     **{file.stem: [f"optimizer={file.stem}"] for file in sorted((CONF / "optimizer").glob("*.yaml"))},
+    **{file.stem: [f"perturb={file.stem}"] for file in sorted((CONF / "perturb").glob("*.yaml"))},
     "NAdam": ["optimizer._target_=torch.optim.NAdam", "optimizer.lr=1e-3"],
     "greedy": ["scheduler=greedy", "scheduler.every=2"],
     "adaptive_softmax": ["loss=adaptive_softmax", "loss.in_features=16", "loss.cutoffs=[1]"],

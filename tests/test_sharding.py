@@ -199,6 +199,8 @@ def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Pat
         (["optimizer=muon", "model.depth=2"], "optimizer"),
         (["optimizer=adafactor"], "optimizer"),
         (["prune=l1"], "prune"),
+        (["perturb=awp"], "perturb"),
+        (["model.head_dropout=0.5"], "model.head_dropout"),
         (["compile=true"], "compile"),
         (["model.channels_last=true"], "model.channels_last"),
     ],

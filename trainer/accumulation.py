@@ -81,7 +81,8 @@ def _fits(run: Run, compute_gradients: Callable[[Run, int, list[Batch]], object]
     weights = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     try:
         state = [torch.empty_like(weight) for weight in weights for _ in range(_STATE)]
-        compute_gradients(run, 0, run.loader.load_largest())
+        # At the last step, when everything that starts later has started.
+        compute_gradients(run, run.steps.total - 1, run.loader.load_largest())
         return bool(state)
     except (RuntimeError, MemoryError) as error:
         if not can_accumulate_more(run, error):

@@ -23,12 +23,12 @@ from trainer.accumulation import (
 from trainer.capture import capture
 from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
 from trainer.errors import Interrupted
-from trainer.protocols import Batch, Loss, MetricSchedule
+from trainer.protocols import Batch, IgnoresTargets, Loss, MetricSchedule
 from trainer.ranks import Ranks
 from trainer.run import Run
 from trainer.sharding import gather_shards, is_sharded
 from trainer.state import Score, TrainState
-from trainer.targets import compute_shared_loss, count_targets
+from trainer.targets import compute_scores, compute_shared_loss, count_targets
 
 
 def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
@@ -186,23 +186,34 @@ def compute_gradients(run: Run, step: int, micro_batches: list[Batch]) -> Tensor
 
     The loss of each micro-batch is a sum, divided by the number of targets of the whole step on all devices. So k
     micro-batches equal one batch that is k times as large, however the targets and the samples are distributed.
+    Weights are moved along the gradients of the whole step, and the gradients at the moved weights are added.
 
     Returns:
-        The mean loss and the 2-norm of its gradient before clipping, on the device, shape (2,).
+        The mean loss (at weights that are not moved) and the 2-norm of the gradient before clipping, on the device,
+        shape (2,).
     """
     run.optimizer.zero_grad(set_to_none=True)
     # Counted on the host, before the batches are copied: nothing has to wait for the device.
     # The counts are exchanged during the first forward pass.
     num_targets = run.ranks.start_sum(sum(count_targets(run.loss, batch) for batch in micro_batches))
+    compute = partial(add_gradients, run, step, micro_batches, num_targets)
+    mean_loss = compute()
+    if run.moved_weights is not None and run.moved_weights.starts_at(step):
+        run.moved_weights.add_gradients(trained_parameters(run.optimizer), compute, run.precision.scale)
+    run.precision.unscale(run.optimizer)
+    grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
+    return torch.stack([mean_loss, grad_norm.float()])
+
+
+def add_gradients(run: Run, step: int, micro_batches: list[Batch], num_targets: Callable[[], float]) -> Tensor:
+    """Add the gradients of the mean loss of a step, summed over all devices; return the loss, shape ()."""
     backward = backward_through_statistic if merges_statistic(run, micro_batches) else backward_through_sums
     mean_loss = backward(run, step, micro_batches, num_targets)
     # The gradients of sharded parameters are summed already, by their backward pass.
     unsummed = (parameter for parameter in trained_parameters(run.optimizer) if not is_sharded(parameter))
     run.ranks.sum_gradients(unsummed, mean_loss)
     run.masks.zero_gradients()
-    run.precision.unscale(run.optimizer)
-    grad_norm = clip_gradients(run.optimizer, run.max_grad_norm)
-    return torch.stack([mean_loss, grad_norm.float()])
+    return mean_loss
 
 
 def backward_through_sums(run: Run, step: int, micro_batches: list[Batch], num_targets: Callable[[], float]) -> Tensor:
@@ -210,12 +221,35 @@ def backward_through_sums(run: Run, step: int, micro_batches: list[Batch], num_t
     mean_loss = torch.zeros((), device=run.device)
     for host_batch in micro_batches:
         batch = host_batch.to(run.device)
-        total, counts = compute_shared_loss(run.loss, run.forward(step, batch), batch, run.ranks)
+        total, counts = compute_share(run, step, batch)
         loss = total / max(1.0, num_targets())
         run.precision.backward(loss)
         if counts:
             mean_loss += loss.detach()
     return mean_loss
+
+
+def compute_share(run: Run, step: int, batch: Batch) -> tuple[Tensor, bool]:
+    """Return this process's share of the sum of a micro-batch's losses, and whether its value counts.
+
+    With several dropout masks of the head, it is the mean of their losses. With a consistency, it is the mean over two
+    passes with different dropout masks, and what their outputs differ in.
+    """
+    output = run.forward(step, batch)
+    if run.head_masks > 1:
+        shares = [compute_shared_loss(run.loss, each, batch, run.ranks) for each in output.unbind()]
+        return torch.stack([total for total, _ in shares]).mean(), shares[0][1]
+    total, counts = compute_shared_loss(run.loss, output, batch, run.ranks)
+    if run.consistency is None or step < run.consistency.start_steps:
+        return total, counts
+    second = run.forward(step, batch, stream=1)
+    other, _ = compute_shared_loss(run.loss, second, batch, run.ranks)
+    assert batch.target is not None
+    ignore_index = run.loss.ignore_index if isinstance(run.loss, IgnoresTargets) else None
+    first_scores, second_scores = (compute_scores(run.loss, each) for each in (output, second))
+    difference = run.consistency(first_scores, second_scores, batch.target, ignore_index)
+    # A filler has a gradient, and the gradient is 0.
+    return (total + other) / 2 + (difference if batch.num_samples else difference * 0.0), counts
 
 
 def trained_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from datasets import Dataset
-    from torch import Tensor
+    from torch import Tensor, nn
     from torchmetrics import MetricCollection
 
     from trainer.decision import DecisionRule
@@ -688,6 +688,64 @@ class DefersLogits(Protocol):
 
     def output_layer(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the weight (C, D) and the bias (C,) of the last layer; None if it cannot be left to the loss."""
+        ...
+
+
+@runtime_checkable
+class HasInputEmbeddings(Protocol):
+    """A model that knows its embeddings of tokens; the models of transformers have this method."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the module whose weight has a row for each token."""
+        ...
+
+
+@runtime_checkable
+class PerturbsWeights(Protocol):
+    """What moves weights to where the loss of a step is larger (the group `perturb`)."""
+
+    perturbs: str
+    """The weights that move by default: `embeddings` (of tokens), or `matrices` (with at least two axes)."""
+    targets: list[str] | None
+    """Patterns for names of the weights to move instead."""
+    moves: int
+    """Number of moves in a step; each needs a forward and backward pass."""
+    weight: float
+    """Weight of the loss after the last move; the weight of the loss itself is 1."""
+    start_steps: int
+    """Optimizer steps before the first move."""
+
+    def __call__(self, weight: Tensor, offset: Tensor, gradient: Tensor) -> Tensor:
+        """Return the next offset of a weight from its value; all tensors have the weight's shape.
+
+        Args:
+            weight: The weight as it is trained.
+            offset: Its present offset; 0 at first.
+            gradient: The gradient of the mean loss of the step at the present offset.
+        """
+        ...
+
+
+@runtime_checkable
+class ComparesOutputs(Protocol):
+    """What the outputs of two forward passes with different dropout masks must share (the group `perturb`)."""
+
+    perturbs: str
+    """`outputs`."""
+    targets: tuple[str, ...]
+    """The types of `Target` that it supports."""
+    start_steps: int
+    """Optimizer steps before the first second pass."""
+
+    def __call__(self, first: Tensor, second: Tensor, target: Tensor, ignore_index: int | None) -> Tensor:
+        """Return what is added to the mean of both losses: a sum over the targets, shape ().
+
+        Args:
+            first: Scores of the first pass (..., C).
+            second: Scores of the second pass, of the same shape.
+            target: The targets of the batch.
+            ignore_index: Targets of this value are left out; None if the loss has none.
+        """
         ...
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.ema import Ema
 from trainer.model.flops import Utilization
+from trainer.perturb.moved_weights import MovedWeights
 from trainer.precision import Precision
-from trainer.protocols import Batch, Loader, Loss, Report, Schedule
+from trainer.protocols import Batch, ComparesOutputs, Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
 from trainer.ranks import Ranks
 from trainer.sharding import Sharding
@@ -148,6 +149,9 @@ class Run:
         sharding: How the weights and their state are divided among the processes; None is not at all.
         checks_late: Whether the loss and the gradient of a step are checked one step later, so that no step waits for
             the device. The optimizer must skip updates while its attribute `found_inf` is 1, as torch's fused ones do.
+        head_masks: Dropout masks in front of the model's head in training: the output has an axis for several of them.
+        consistency: What outputs of two dropout masks must share; None is a single pass.
+        moved_weights: Moves weights to where the loss is larger, for a second part of each step; None does not.
         utilization: Computes the share of the devices' peak that is used; None if the peak or the need is not known.
     """
 
@@ -172,15 +176,21 @@ class Run:
     data_fingerprint: str
     sharding: Sharding | None = None
     checks_late: bool = False
+    head_masks: int = 1
+    consistency: ComparesOutputs | None = None
+    moved_weights: MovedWeights | None = None
     utilization: Utilization | None = None
 
     def log(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Report an event at a step."""
         self.outputs.report.log(event, step=step, epoch=step / self.steps.per_epoch, values=values)
 
-    def forward(self, step: int, batch: Batch) -> Tensor:
-        """Return the model's output for a micro-batch on the device; called again, it has the same bits."""
-        self.rng.start(step, batch.piece)
+    def forward(self, step: int, batch: Batch, stream: int = 0) -> Tensor:
+        """Return the model's output for a micro-batch on the device; called again, it has the same bits.
+
+        Another `stream` draws other random numbers, as of dropout.
+        """
+        self.rng.start(step, batch.piece, stream)
         with self.precision.autocast():
             output: Tensor = self.model(**batch.inputs)
         return output

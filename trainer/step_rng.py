@@ -25,11 +25,19 @@ class StepRng:
         self._seed = seed
         self._device = device
 
-    def start(self, step: int, piece: int) -> None:
-        """Seed the generators for one forward pass and its loss."""
+    def start(self, step: int, piece: int, stream: int = 0) -> None:
+        """Seed the generators for one forward pass and its loss.
+
+        Args:
+            step: The step, counted from 0.
+            piece: The number of the piece in its step.
+            stream: The number of the pass; passes of one number draw the same random numbers.
+        """
         if not self.keyed:
             return
-        digest = hashlib.blake2b(f"{self._seed}/{step}/{piece}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            f"{self._seed}/{step}/{piece}{f'/{stream}' if stream else ''}".encode(), digest_size=8
+        ).digest()
         key = int.from_bytes(digest, "little") >> 1
         # torch.manual_seed takes a few hundred times as long.
         torch.default_generator.manual_seed(key)

@@ -164,7 +164,7 @@ def constraints() -> list[Constraint]:
     """Return the constraints of all parts in conf/."""
     groups = groups_in([own_folder()])
     constrained = []
-    for group in ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "decode", "export"):
+    for group in ("task", "data", "model", "loss", "optimizer", "scheduler", "prune", "perturb", "decode", "export"):
         for option in groups.options(group):
             target = groups.content(group, option)["_target_"]
             signature = read(target)

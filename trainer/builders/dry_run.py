@@ -151,6 +151,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
         "token_budget": _token_budget(training.run),
         "draws": measure_draws(training.run.loader.plan.strata),
+        "passes": _passes(training.run),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,
         "total_steps": steps.total,
@@ -161,6 +162,13 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
     }
+
+
+def _passes(run: Run) -> Document:
+    """Return the forward and backward passes of a step, and the step, counted from 0, from which there are so many."""
+    if run.moved_weights is not None:
+        return {"count": run.moved_weights.passes, "start": run.moved_weights.method.start_steps}
+    return {"count": 1, "start": 0} if run.consistency is None else {"count": 2, "start": run.consistency.start_steps}
 
 
 def _token_budget(run: Run) -> Document | None:
@@ -254,7 +262,7 @@ def _try_update(run: Run, state: TrainState, batch: Batch) -> int:
     # Parameters that are frozen up to a step are trained here, because the run needs the most memory at its end.
     set_learning_rate(run.optimizer, run.schedule(0))
     with live, torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, count_once):
-        update_weights(run, 0, [batch])
+        update_weights(run, run.steps.total - 1, [batch])
     state.advance()
     save_checkpoint(run, state)
     return sum(counts)

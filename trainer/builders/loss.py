@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.model import restore_model
+from trainer.builders.perturb import compares_outputs
 from trainer.builders.stored_sizes import bounded_build
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
@@ -101,7 +102,11 @@ def can_defer_logits(job: TrainJob, task: Task, model: nn.Module, loss: Loss) ->
     """Return whether a language model leaves its last layer to the loss: `train.fused_head`, and both can do so."""
     if not job.train.fused_head or not isinstance(task, LanguageModelTask):
         return False
-    if job.shard:
+    if compares_outputs(job):
+        obstacle = "perturb compares logits"
+    elif job.model.get("head_dropout"):
+        obstacle = "model.head_dropout needs the head"
+    elif job.shard:
         obstacle = "the weights are stored in shards"
     elif not (isinstance(loss, SumsOverRows) and loss.sums_over_rows) or has_weights(loss):
         obstacle = f"{type(loss).__qualname__} does not declare that it sums over rows"
@@ -113,15 +118,20 @@ def can_defer_logits(job: TrainJob, task: Task, model: nn.Module, loss: Loss) ->
     return False
 
 
+def example_inputs(task: Task, model: nn.Module) -> dict[str, Tensor]:
+    """Return inputs of two small samples on the device of a model."""
+    device = next(model.parameters()).device
+    sizes = {axis: max(low, min(_EXAMPLE_SIZE, high)) for axis, (low, high) in task.axis_limits().items()}
+    example = task.example({"batch": 2, **sizes}, np.random.default_rng(0))
+    return {name: tensor.to(device) for name, tensor in example.items()}
+
+
 @torch.no_grad()
 def _ends_with_linear_layer(model: nn.Module, task: Task) -> bool:
     """Return whether deferred logits are the model's own logits, on a small example."""
     if not isinstance(model, DefersLogits) or model.output_layer() is None:
         return False
-    device = next(model.parameters()).device
-    sizes = {axis: max(low, min(_EXAMPLE_SIZE, high)) for axis, (low, high) in task.axis_limits().items()}
-    example = task.example({"batch": 2, **sizes}, np.random.default_rng(0))
-    inputs = {name: tensor.to(device) for name, tensor in example.items()}
+    inputs = example_inputs(task, model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     own = model(**inputs)

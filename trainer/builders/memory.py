@@ -63,6 +63,9 @@ def certain_bytes(run: Run, state: int, shards: int, device: str) -> dict[str, i
     weights = _bytes(weights_of(run.model, run.loss), shards)
     average = _bytes(weights_of(*averaged), shards)
     certain = {"weights": weights, "gradients": _bytes(_trained(run), shards), "optimizer": state, "ema": average}
+    if run.moved_weights is not None:
+        # The gradients at the weights themselves; a copy of the weights and their offsets.
+        certain["moved"] = certain["gradients"] + 2 * _bytes(run.moved_weights.weights.values(), shards)
     # On a CPU, the copies that are being written are in the same memory.
     return certain | ({"saving": weights + state + average} if _is_cpu(device) else {})
 

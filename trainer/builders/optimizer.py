@@ -56,20 +56,23 @@ def build_optimizer(job: TrainJob, model: nn.Module, loss: Loss) -> torch.optim.
 
 
 def build_schedule(job: TrainJob, steps_per_epoch: int, total_steps: int) -> Schedule:
-    """Build the schedule: step to learning-rate factor.
-
-    If the schedule has a parameter `x_steps`, the key `x` is a duration and is converted to steps here.
-    """
-    names = parameters(locate("scheduler", job.scheduler))
-    config: Document = {}
-    for key, value in job.scheduler.items():
-        if f"{key}_steps" in names:
-            steps = config[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
-            if steps > total_steps:
-                logger.warning("scheduler.%s=%s is longer than the run of %d steps", key, value, total_steps)
-        else:
-            config[key] = value
+    """Build the schedule: step to learning-rate factor."""
+    config = convert_durations("scheduler", job.scheduler, steps_per_epoch, total_steps)
     schedule: Schedule = instantiate("scheduler", config, total_steps=total_steps)
     with in_group("scheduler"):
         schedule(0)
     return schedule
+
+
+def convert_durations(group: str, part: Document, steps_per_epoch: int, total_steps: int) -> Document:
+    """Return the keys of a part in steps: if its target has a parameter `x_steps`, the key `x` is a duration."""
+    names = parameters(locate(group, part))
+    config: Document = {}
+    for key, value in part.items():
+        if f"{key}_steps" in names:
+            steps = config[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
+            if steps > total_steps:
+                logger.warning("%s.%s=%s is longer than the run of %d steps", group, key, value, total_steps)
+        else:
+            config[key] = value
+    return config

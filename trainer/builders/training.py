@@ -18,7 +18,7 @@ from torch import nn
 from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import in_group, locate
-from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
+from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits, example_inputs
 from trainer.builders.metrics import build_metrics, check_metrics
 from trainer.builders.model import (
     architecture_documents,
@@ -33,10 +33,11 @@ from trainer.builders.model import (
     to_device,
 )
 from trainer.builders.optimizer import build_optimizer, build_schedule
+from trainer.builders.perturb import build_perturbation, check_perturbation
 from trainer.capture import is_keyed, restore
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config import schema
-from trainer.config.compatibility import UNKNOWN_METRIC
+from trainer.config.compatibility import MASKS_WITHOUT_STATISTIC, UNKNOWN_METRIC
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import blaming_config
 from trainer.data.encode import Encoded
@@ -51,6 +52,7 @@ from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import is_frozen, mark_frozen
 from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_peak
 from trainer.model.gradient_checkpointing import checkpoint_blocks
+from trainer.model.head_dropout import add_head_dropout
 from trainer.optimizer.eager import eager
 from trainer.precision import Precision, PrecisionName
 from trainer.progress import phase
@@ -157,7 +159,7 @@ def check_names(job: TrainJob, task: Task) -> None:
     """
     check_metrics(job, task)
     names = [job.model.get(key) for key in ("freeze", "features", "lora")]
-    if not any(names) and job.prune is None and not job.optimizer.get("overrides"):
+    if not any(names) and job.prune is None and job.perturb is None and not job.optimizer.get("overrides"):
         return
     disabled = logging.root.manager.disable
     logging.disable()  # the messages follow when the run is built
@@ -168,6 +170,7 @@ def check_names(job: TrainJob, task: Task) -> None:
             build_masks(job, model, None)
             build_optimizer(job, model, loss)
             check_unfreeze(job, model)
+            check_perturbation(job, task, model, loss)
     finally:
         logging.disable(disabled)
 
@@ -199,6 +202,7 @@ def _build_run(
     check_model(job, model, loader.batches)
     precision = Precision(job.precision, device)
     optimizer = build_optimizer(job, model, loss)
+    moved_weights, consistency = build_perturbation(job, task, model, loss, steps.per_epoch, steps.total)
     return Run(
         model=model,
         loss=loss,
@@ -221,6 +225,9 @@ def _build_run(
         data_fingerprint=encoded.fingerprint,
         sharding=sharding,
         checks_late=_checks_late(device, precision, optimizer, sharding),
+        head_masks=job.model.get("multi_sample_dropout", 1),
+        consistency=consistency,
+        moved_weights=moved_weights,
         utilization=utilization,
     )
 
@@ -296,6 +303,13 @@ def _build_model(
     if isinstance(model, DefersLogits):
         model.defer_logits = can_defer_logits(job, task, model, loss)
     ema = None if job.ema.decay is None else Ema(model, job.ema.decay, loss)
+    if job.model.get("head_dropout"):
+        if job.model["multi_sample_dropout"] > 1 and isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic:
+            remedy = "Set model.multi_sample_dropout=1"
+            raise ConfigError(format_error("loss", MASKS_WITHOUT_STATISTIC, remedy, value=job.loss["_target_"]))
+        with in_group("model"):
+            inputs = example_inputs(task, model)
+            add_head_dropout(model, job.model["head_dropout"], job.model["multi_sample_dropout"], inputs)
     with in_group("model"):
         checkpoint_blocks(model, job.model.get("gradient_checkpointing", "none"))
     if job.compile:  # after the EMA copied the model as it was before

@@ -155,6 +155,7 @@ def _steps(step: Document) -> list[list[object]]:
         division = f"{_format_range(budget['micro_batches'])} micro-batches of {budget['tokens']} tokens"
     return [
         ["step", f"{step['batch_size']} samples = {division}"],
+        *([["passes", _format_passes(step["passes"])]] if step["passes"]["count"] > 1 else []),
         ["epoch", f"{step['steps_per_epoch']} steps, the last with {step['last_batch_of_epoch']} samples"],
         *([["draws", describe_draws(step["draws"])]] if step["draws"] else []),
         ["run", f"{step['total_steps']} steps = {step['epochs']:g} epochs, {step['samples']} samples"],
@@ -162,6 +163,11 @@ def _steps(step: Document) -> list[list[object]]:
         ["monitor", f"{step['monitor']['metric']} on {step['monitor']['split']}"],
         *([name, f"{_format_interval(every[name])}, {_format_times(times[name])}"] for name in every),
     ]
+
+
+def _format_passes(passes: Document) -> str:
+    start = f" after step {passes['start']}" if passes["start"] else ""
+    return f"{passes['count']} forward and backward passes a step{start}"
 
 
 def _devices(devices: Document) -> list[list[object]]:

@@ -17,6 +17,12 @@ _CACHE = "onnx_cache"
 
 UNKNOWN_METRIC = "must be a metric by which checkpoints of this task can be ranked"
 
+SUM_WITHOUT_STATISTIC = "compares targets one by one, but the loss is a statistic of the whole batch"
+MASKS_WITHOUT_STATISTIC = (
+    "several dropout masks average the losses of targets, but the loss is a statistic of the batch"
+)
+SUM_REMEDY = "Use perturb=fgm or perturb=awp"
+
 _TARGETS = {
     "class": "classes",
     "shares": "shares of classes",
@@ -44,6 +50,8 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_views(config)
     yield from _validate_pruning(config)
     yield from _validate_sampler(config)
+    yield from _validate_perturbation(config, groups)
+    yield from _validate_head_dropout(config)
     yield from validate_formats(config, groups)
 
 
@@ -129,14 +137,20 @@ def _validate_causality(config: Mapping[str, Any], groups: Groups) -> Iterator[s
 
 def _validate_views(config: Mapping[str, Any]) -> Iterator[str]:
     """Without supervision a text is compared with itself, and only dropout makes its two views different."""
+    if value_at(config, "task.supervision") == "none":
+        problem = "without dropout the two views of a text are equal, and task.supervision=none has no other views"
+        yield from _validate_dropout(config, problem, "use task.supervision=pairs")
+
+
+def _validate_dropout(config: Mapping[str, Any], problem: str, other_remedy: str) -> Iterator[str]:
+    """Yield a problem if the model is known to have no dropout."""
     model = config.get("model")
-    if value_at(config, "task.supervision") != "none" or not isinstance(model, Mapping):
+    if not isinstance(model, Mapping):
         return
     is_known = _attribute(config, "model", "inputs") is not None and "path" not in model
     if is_known and not model.get("dropout") and not value_at(model, "lora.dropout"):
         has_key = "dropout" in model
-        problem = "without dropout the two views of a text are equal, and task.supervision=none has no other views"
-        remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or use task.supervision=pairs"
+        remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or {other_remedy}"
         key = "model.dropout" if has_key else "model"
         yield format_error(key, problem, remedy, value=model.get("dropout"))
 
@@ -186,6 +200,50 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
         problem = "the rows of this task have no single class"
         remedy = "Set loader.sampler_column=<column>, or loader.sampler=weighted loader.weights=<column of numbers>"
         yield format_error("loader.sampler", problem, remedy, value=sampler)
+
+
+def _validate_perturbation(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    """Yield the problems of embeddings that the model lacks or does not train, and of two passes that are equal."""
+    perturbs = _attribute(config, "perturb", "perturbs")
+    if perturbs == "outputs":
+        yield from _validate_two_passes(config, groups)
+    if perturbs != "embeddings" or value_at(config, "perturb.targets") is not None:
+        return
+    inputs = _attribute(config, "model", "inputs")
+    remedy = "Use perturb=awp, or name weights in perturb.targets"
+    problem = None
+    if inputs and "tokens" not in inputs:
+        problem = f"moves the embeddings of tokens, but the model reads {' or '.join(inputs)}"
+    elif value_at(config, "model.lora") is not None:
+        problem = "moves the embeddings of tokens, but model.lora does not train them"
+    if problem is not None:
+        yield format_error("perturb", problem, remedy, value=_name(config, "perturb", groups))
+
+
+def _validate_two_passes(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
+    """Yield the problems of what compares the outputs of two dropout masks."""
+    name, taken = _name(config, "perturb", groups), _attribute(config, "perturb", "targets")
+    for target in _targets(config) if taken else ():
+        if target not in taken:
+            yield format_error("perturb", incompatible_targets(taken, target), SUM_REMEDY, value=name)
+    if _attribute(config, "loss", "is_batch_statistic") is True:
+        yield format_error("perturb", SUM_WITHOUT_STATISTIC, SUM_REMEDY, value=name)
+    yield from _validate_dropout(config, "without dropout the two passes of a step are equal", "use perturb=awp")
+
+
+def _validate_head_dropout(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of several dropout masks in front of the head."""
+    masks, key = value_at(config, "model.multi_sample_dropout"), "model.multi_sample_dropout"
+    if not isinstance(masks, int) or masks == 1:
+        return
+    if value_at(config, "model.head_dropout") == 0:
+        yield format_error(
+            key, "all masks are equal without model.head_dropout", "Set model.head_dropout=0.3", value=masks
+        )
+    if _attribute(config, "perturb", "perturbs") == "outputs":
+        yield format_error(key, "does not support perturb=r_drop, which has two masks", f"Set {key}=1", value=masks)
+    if _attribute(config, "loss", "is_batch_statistic") is True:
+        yield format_error(key, MASKS_WITHOUT_STATISTIC, f"Set {key}=1", value=masks)
 
 
 def _weight_axes(config: Mapping[str, Any]) -> int:

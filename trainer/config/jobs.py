@@ -113,6 +113,10 @@ class ModelKeys:
     lora: dict[str, Any] | None = key(
         None, f"low-rank adapters, {as_overrides(LoraKeys)}; {{}} uses these defaults; null adds none"
     )
+    head_dropout: BelowOne = key(0.0, "dropout probability in front of the head in training, in [0, 1)")
+    multi_sample_dropout: Count = key(
+        1, "dropout masks in front of the head in training; their losses are averaged; needs model.head_dropout"
+    )
     gradient_checkpointing: bool | Literal["none", "blocks", "selective"] = key(
         "none",
         "what blocks compute again in the backward pass to save memory: none; blocks stores only their inputs; "
@@ -369,6 +373,7 @@ class TrainJob:
     optimizer: Part = group("how weights are updated", OptimizerKeys)
     scheduler: Part = group("the learning rate over the run")
     prune: Part | None = optional_group("weights fixed at 0 during training", PruneKeys)
+    perturb: Part | None = optional_group("adversarial training, or R-Drop: a second pass of each step")
     export: Part = group("the artifacts written at the end")
 
 

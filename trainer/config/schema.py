@@ -35,7 +35,7 @@ def group(doc: str, keys: type | None = None) -> Any:
     return field(default_factory=dict, metadata={"doc": doc, "group": True, "keys": keys})
 
 
-def optional_group(doc: str, keys: type) -> Any:
+def optional_group(doc: str, keys: type | None = None) -> Any:
     """Declare a group whose part may be null."""
     return field(default=None, metadata={"doc": doc, "group": True, "keys": keys, "optional": True})
 

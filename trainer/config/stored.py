@@ -76,11 +76,14 @@ TRAINING_KEYS = (
     "model.weights_ignore",
     "model.freeze",
     "model.noisy_tune",
+    "model.head_dropout",
+    "model.multi_sample_dropout",
     "model.gradient_checkpointing",
     "model.channels_last",
     "optimizer",
     "scheduler",
     "prune",
+    "perturb",
     "export",
 )
 """Keys without effect on the outputs of a trained model: its weights are in the checkpoint."""

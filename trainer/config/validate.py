@@ -47,6 +47,9 @@ SYNTAX = {
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
 
+DURATIONS = ("scheduler", "perturb")
+"""Groups whose keys `x` are durations if the target has a parameter `x_steps`."""
+
 HYDRA_KEY_TYPES: Mapping[str, object] = {
     "_partial_": bool,
     "_convert_": Literal["none", "partial", "object", "all"],
@@ -62,6 +65,7 @@ _BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
     "optimizer": frozenset({"params", "hidden"}),
     "scheduler": frozenset({"total_steps"}),
     "prune": frozenset({"seed"}),
+    "perturb": frozenset({"target"}),
 }
 """Parameters that `builders` fills in by name. Models and losses also get the fields of `TaskInfo`."""
 
@@ -202,8 +206,8 @@ def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, 
 
 
 def missing_argument(group: str, name: str, target: str) -> str:
-    """Return the message about a required parameter that nobody sets; `x_steps` of a schedule is the key `x`."""
-    is_duration = group == "scheduler" and name.endswith("_steps")
+    """Return the message about a required parameter that nobody sets; `x_steps` of a duration is the key `x`."""
+    is_duration = group in DURATIONS and name.endswith("_steps")
     key, value = (name.removesuffix("_steps"), "5%") if is_duration else (name, "<value>")
     remedy = f"Set ++{group}.{key}={value}, or give {name} a default"
     if "." in group:  # an entry of a list
@@ -221,7 +225,7 @@ def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature
     is_part = is_the_part(group, part, signature.annotations, is_class=signature.is_class)
     names = list(signature.annotations)[CALL_ARGUMENTS.get(group, 0) if is_part else 0 :]
     provided = {*part, *_BUILDER_ARGUMENTS.get(group, ())}
-    if group == "scheduler":
+    if group in DURATIONS:
         provided |= {f"{key}_steps" for key in part}
     if group in ("model", "loss") and (task_info := signatures.read(_TASK_INFO)):
         provided |= task_info.annotations.keys()

@@ -85,6 +85,10 @@ class DecomposableAttention(nn.Module):
         output: Tensor = self.head(self.aggregate(self._pooled(compared, attention_mask, token_index, token_type_ids)))
         return output
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embeddings of the tokens."""
+        return self.token_embedding
+
     def _align(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return for each token the weighted mean of the tokens (R, L, D) that the boolean `mask` (R, L, L) allows."""
         none = self.none.expand(tokens.shape[0], 1, -1)

@@ -52,7 +52,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         ConfigError: A pattern matches nothing.
     """
     matches = [matching_parameters(model, pattern) for pattern in patterns]
-    problems = [_no_match(model, pattern) for pattern, match in zip(patterns, matches, strict=True) if not match]
+    problems = [no_match(model, pattern) for pattern, match in zip(patterns, matches, strict=True) if not match]
     raise_if_any(*problems)
     frozen = {id(parameter) for match in matches for parameter in match}
     for parameter in model.parameters():
@@ -105,7 +105,7 @@ def gradual_unfreezing(model: nn.Module, entries: Sequence[tuple[str, int]]) -> 
         if step < 0:
             problems.append(format_error(_FREEZE, f"the step of {pattern} must be at least 0", value=step))
         if not parameters:
-            problems.append(_no_match(model, pattern))
+            problems.append(no_match(model, pattern))
         elif not trainable:
             problems.append(format_error(_FREEZE, "matches only parameters that are always frozen", value=pattern))
         starts |= dict.fromkeys(trainable, step)
@@ -174,13 +174,14 @@ def _norms(module: nn.Module, *, frozen: bool) -> Iterator[tuple[nn.Module, bool
         yield from _norms(child, frozen=frozen)
 
 
-def _no_match(model: nn.Module, pattern: str) -> str:
+def no_match(model: nn.Module, pattern: str, key: str = _FREEZE) -> str:
+    """Return the message about a pattern of a key that matches no parameter of a model."""
     modules = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     names = [*modules, *(name for name, _ in model.named_parameters())]
     similar = get_close_matches(pattern.strip("*").strip("."), names, n=3, cutoff=0.5)
     top = [name for name, _ in model.named_children() if name in modules]
     remedy = f"Similar names: {', '.join(similar)}" if similar else f"The model has {', '.join(top or names[:3])}"
-    return format_error(_FREEZE, "matches no parameter", remedy, value=pattern)
+    return format_error(key, "matches no parameter", remedy, value=pattern)
 
 
 # LoRA, by the package peft

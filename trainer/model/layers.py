@@ -173,6 +173,10 @@ class TokenTransformer(nn.Module):
         embedded: Tensor = self.dropout(hidden)
         return embedded
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embeddings of the tokens, without positions and types."""
+        return self.token_embedding
+
     @property
     def self_attention(self) -> tuple[int, int]:
         """The number of self-attention layers and their width."""

@@ -209,6 +209,11 @@ class Pretrained(nn.Module):
         if (layer := self._last_layer()) is not None:
             layer.__class__ = PassThrough if deferred else nn.Linear
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embeddings of the tokens, without positions and types."""
+        embeddings: nn.Module = self.base.get_input_embeddings()
+        return embeddings
+
     @property
     def self_attention(self) -> tuple[int, int] | None:
         """The number of self-attention layers and their width; None for a family whose layers are not known."""
