@@ -114,6 +114,7 @@ def test_three_typos_are_reported_together() -> None:
         (["ema.decay=1"], "ema.decay: must be at least 0 and less than 1, got 1."),
         (["run.name=${sed}"], "run.name: the interpolation has no value, got '${sed}'. Interpolation key 'sed' not"),
         (["optimizer.betas=[${a.b},0.9]"], "optimizer.betas.0: the interpolation has no value, got '${a.b}'."),
+        ([r"run.name=a\${b}"], "run.name: must not contain ${, because no run with such a config can be used, got"),
         # targets
         (
             ["loss._target_=trainer.loss.focal.Focl"],

@@ -22,7 +22,7 @@ from trainer.config.stored import (
     with_overrides,
 )
 from trainer.config.sweep import Sweep, find_sweep
-from trainer.config.trust import keep_references, resolve_environment, trust_problems
+from trainer.config.trust import keep_references, literal_problems, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import SWEEP, expand_home
@@ -89,7 +89,9 @@ class CheckedCommand:
             config["run"]["dir"] = run_dir
         known = KnownKeys(line.job_type, line.groups, config)
         job = typed_job(locate_paths(config, line.job_type), known, line.overrides.stored_pairs())
-        return job, _in_schema_order(keep_references(config, composed), line)
+        written = keep_references(config, composed)
+        raise_if_any(*_literal_problems(written, line))
+        return job, _in_schema_order(written, line)
 
 
 @dataclass
@@ -140,6 +142,7 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     if line.arguments.needs_hydra or compose.is_sweep_by_default(findings.composed):
         return CheckedCommand(line, None, notes, sweep)
     config = keep_references(findings.config, compose.without_hydra(findings.composed))
+    _raise(_literal_problems(config, line))
     return CheckedCommand(line, _checked_job(config, line, findings.composed), notes)
 
 
@@ -169,6 +172,10 @@ def job_of_config(verb: str, config: Mapping[str, Any], stored_overrides: Iterab
     """
     pairs = tuple((str(key), value) for key, value in stored_overrides)
     return _typed(config, jobs.JOBS[verb], pairs)
+
+
+def _literal_problems(config: Mapping[str, Any], line: CommandLine) -> list[str]:
+    return literal_problems(config) if line.job_type is jobs.TrainJob else []
 
 
 def _in_schema_order(config: Mapping[str, Any], line: CommandLine) -> dict[str, Any]:

@@ -73,6 +73,20 @@ def trust_problems(config: Mapping[str, Any], trust: Collection[str], given: Col
     ]
 
 
+def literal_problems(config: Mapping[str, Any]) -> list[str]:
+    """Return a message for each text of a new run's config that `trust_problems` would refuse once it is stored.
+
+    Args:
+        config: The config, resolved except for references to the environment.
+    """
+    remedy = "Rename the file or folder, or write the value without ${"
+    return [
+        format_error(path, "must not contain ${, because no run with such a config can be used", remedy, value=text)
+        for path, text in _texts(config)
+        if "${" in text and not names_environment(text)
+    ]
+
+
 def trust_argument(config: Mapping[str, Any]) -> str:
     """Return ` trust=[my_parts]` with everything that a stored config needs; "" if it needs none."""
     names = {_trusted_name(target) for _, target in _untrusted_targets(config, ())}
