@@ -108,6 +108,8 @@ def test_three_typos_are_reported_together() -> None:
         ),
         (["train.duration=3epp"], "train.duration: must be a duration, got '3epp'. Use optimizer steps"),
         (["scheduler.warmup=x"], "scheduler.warmup: must be a duration, got 'x'."),
+        (["logger=wandb"], "logger: must be a section, got 'wandb'. Set logger.trackers=[wandb]."),
+        (["logger=none"], "logger: must be a section, got 'none'. Set logger.console=none."),
         (["train=5"], "train: must be a section, got 5. Its keys are duration, batch_size"),
         (["model.dim=???"], "model.dim: needs a value. Set model.dim=<an integer>."),
         (["data=files"], "data.train: needs a value. Set data.train=<"),

@@ -341,7 +341,7 @@ def _propose_images(table: TableProfile, image: ColumnProfile, target: ColumnPro
 
 
 def _propose_language_model(table: TableProfile, text: ColumnProfile) -> Proposal:
-    summary = f"Learn to continue {text.name}: a language model of its own"
+    summary = f"Learn to continue the texts in {text.name}"
     comment = "a conversation is one text, with a line `role: content` for each message"
     settings = [Setting("data.text", text.name, comment if text.kind == "messages" else ""), *language_model_sizes()]
     return _proposal(table, summary, "causal_lm", settings, {"text": text.name})

@@ -122,7 +122,11 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
 def _validate_section(name: str, section: object, section_type: type, known: KnownKeys) -> list[str]:
     keys = schema.keys(section_type)
     if not isinstance(section, Mapping):
-        return [format_error(name, "must be a section", f"Its keys are {', '.join(keys)}", value=section)]
+        remedy = f"Its keys are {', '.join(keys)}"
+        if fitting := [key for key, annotation in keys.items() if section in literals(annotation)]:
+            form = section if fits_type(section, keys[fitting[0]]) else f"[{section}]"
+            remedy = f"Set {name}.{fitting[0]}={form}"
+        return [format_error(name, "must be a section", remedy, value=section)]
     problems = [known.unknown(f"{name}.{key}", value) for key, value in section.items() if key not in keys]
     problems += [format_error(f"{name}.{key}", "is missing") for key in keys if key not in section]
     for key, value in section.items():

@@ -172,7 +172,7 @@ class TableProfile:
 
     def describe(self) -> Iterator[str]:
         """Yield lines for the screen: the size of the table, its columns, and what is odd."""
-        yield f"{self.path}: {self.num_rows:,} rows, {len(self.columns)} columns"
+        yield f"{self.path}: {self.num_rows:,} rows, {len(self.columns)} column{'s' if len(self.columns) > 1 else ''}"
         shown = self.columns[:_MAX_COLUMNS]
         cells = [(column.name, column.kind, column.describe()) for column in shown]
         widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
