@@ -3,16 +3,18 @@
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from PIL import Image
 
 from tests.support.jobs import train, working_in, write_roles
-from trainer.commands.row_inputs import describe_input
-from trainer.predictions import read_inputs
+from trainer.commands.row_inputs import describe_input, worst_inputs_kept
+from trainer.predictions import predictions_schema, predictions_writer, read_inputs
+from trainer.protocols import TaskInfo
 from trainer.task.image_classification import ImageClassification
 from trainer.task.tabular_regression import TabularRegression
 
@@ -30,6 +32,41 @@ def test_texts_are_what_the_model_read(task: str, separator: str | None, tmp_pat
     assert all("[" not in values["text"] and "##" not in values["text"] for values in kept.values())
     if separator == " | ":
         assert all(len(values["text"].split(separator)) == 2 for values in kept.values())
+
+
+@pytest.mark.parametrize("is_fold", [False, True])
+def test_folds_keep_the_rows_whose_label_is_least_likely(is_fold: bool, tmp_path: Path) -> None:
+    class Rows:
+        def __getitem__(self, places: slice) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[places.start]]}
+
+    class Tokenizer:
+        decode = str
+
+    class Texts:
+        tokenizer = Tokenizer
+
+    class Job:
+        texts = Texts
+
+        @staticmethod
+        def info() -> Any:
+            return TaskInfo(num_outputs=3, class_names=["a", "b", "c"])
+
+    hard = {"probabilities": [0.01, 0.5, 0.49], "loss": 4.6}
+    wrong = {"probabilities": [0.05, 0.95, 0.0], "loss": 3.0}
+    rows = [{"row": row, "target": "a", "prediction": "b", **(wrong if row == 130 else hard)} for row in range(150)]
+    schema = predictions_schema("class", several_values=False, about={"classes": ["a", "b", "c"]})
+    file = tmp_path / "test.predictions.parquet"
+    with (
+        predictions_writer(file, schema) as writer,
+        worst_inputs_kept(writer, "class", Rows(), Job(), is_fold=is_fold) as write,  # type: ignore[arg-type]
+    ):
+        for part in (rows[:100], rows[100:]):
+            write(pa.Table.from_pylist([each | {"num_targets": 1} for each in part], schema))
+    kept = read_inputs(file)
+    assert len(kept) == (100 if is_fold else 20)
+    assert kept.get(130) == ({"text": "[130]"} if is_fold else None)
 
 
 def test_a_text_is_shortened() -> None:

@@ -49,7 +49,9 @@ def test_texts_may_be_broken_and_have_their_own_direction_and_wide_charts_scroll
     matrix = draw_matrix(["a", "b"], [[1, 0], [0, 1]], "target", "prediction")
     text = render_page(page(Section("S", figures=[Figure("M", matrix, can_scroll=True)], tables=[table])))
 
-    assert f'<td class="long">{"x" * 180}</td><td dir="auto">عربي</td><td>short</td>' in text
+    assert (
+        f'<td class="long">{"x" * 180}</td><td class="whole" dir="auto">عربي</td><td class="whole">short</td>' in text
+    )
     assert '<div class="scroll" tabindex="0" role="region" aria-label="M"><svg class="matrix"' in text
 
 

@@ -6,7 +6,7 @@ They are made from the encoded rows: reading the source again may take long, and
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -53,20 +53,38 @@ def worst_inputs_kept(
         kind: The kind of the predictions.
         rows: The encoded rows.
         task: The task that has encoded them.
-        is_fold: The rows are a fold, of which more inputs are kept.
+        is_fold: The rows are a fold: also keep the inputs of the rows whose labels are the least likely.
     """
-    worst = WorstRows(kind, _NUM_OF_FOLDS if is_fold else NUM_WORST)
+    worst = WorstRows(kind, NUM_WORST)
+    doubtful: list[tuple[float, int]] = []
+    classes = (task.info().class_names or ()) if is_fold and kind == "class" else ()
 
     def write(predictions: pyarrow.Table) -> None:
         writer.write(predictions)
         worst.add(predictions)
+        has_all = predictions["top_classes"].null_count == len(predictions) and not predictions["target"].null_count
+        if classes and has_all:
+            margins = zip(_margins(predictions, classes), predictions["row"].to_pylist(), strict=True)
+            doubtful[:] = sorted([*doubtful, *margins])[:_NUM_OF_FOLDS]
 
     yield write
-    inputs = {}
-    for position in (int(row["row"]) for row in worst.rows()):
+    inputs: dict[int, dict[str, str]] = {}
+    for position in dict.fromkeys([*(int(row["row"]) for row in worst.rows()), *(row for _, row in doubtful)]):
         columns = rows[position : position + 1]
         inputs[position] = describe_input(task, {name: values[0] for name, values in columns.items()})
     writer.keep_inputs(inputs)
+
+
+def _margins(predictions: pyarrow.Table, classes: Sequence[str]) -> list[float]:
+    """Return the probability of each row's label less that of the most likely other class, as folds are ranked."""
+    probabilities = np.stack(predictions["probabilities"].to_pylist())
+    index = {name: place for place, name in enumerate(classes)}
+    targets = [index[name] for name in predictions["target"].to_pylist()]
+    rows = np.arange(len(targets))
+    own = probabilities[rows, targets].copy()
+    probabilities[rows, targets] = -1.0
+    margins: list[float] = (own - probabilities.max(axis=1)).tolist()
+    return margins
 
 
 def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:

@@ -21,6 +21,9 @@ _MARKER = b'<meta name="generator" content="trainer">'
 _SHORT = 24
 """A text with more characters may be broken anywhere, so that it pushes nothing off the page."""
 
+_WHOLE = 12
+"""A text with at most as many characters stays on one line."""
+
 _SEAL, _END = b"\n<!-- checksum ", b" -->\n"
 """The last line of a page contains the CRC32 of all before it. Pages of earlier versions have no such line."""
 
@@ -182,11 +185,12 @@ def _finalize(value: object) -> object:
 
 
 def _attributes(value: object) -> Markup:
-    """Return the attributes of a cell: a long text may be broken anywhere, and each text has its own direction."""
+    """Return the attributes of a cell: a short text is not broken, a long one anywhere; each has its own direction."""
     if isinstance(value, int | float):
         return Markup(' class="number"')
     text = value if isinstance(value, str) and not isinstance(value, Markup) else ""
-    return Markup(' class="long"' * (len(text) > _SHORT) + ' dir="auto"' * (not text.isascii()))
+    css = "long" if len(text) > _SHORT else "whole" if 0 < len(text) <= _WHOLE else ""
+    return Markup(f' class="{css}"' * bool(css) + ' dir="auto"' * (not text.isascii()))
 
 
 def _format_cell(value: object) -> object:

@@ -77,7 +77,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { border-bottom: 1px solid var(--rule); padding: .3rem 1.1rem .3rem 0; text-align: left; vertical-align: top }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom }
 th.number, td.number { text-align: right }
-td.number { white-space: nowrap }
+td.number, td.whole { white-space: nowrap }
 td { max-width: 34rem; overflow-wrap: break-word }
 td.long, td .name { min-width: 11rem; overflow-wrap: anywhere }
 td .name { display: inline-block }
