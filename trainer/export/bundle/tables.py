@@ -66,7 +66,9 @@ def boolean_names(known: list[str]) -> dict[str, str]:
 
 
 def numbers(column: Row, cells: list[object]) -> np.ndarray:
-    values = np.array([np.nan if is_missing(cell) else number(column, cell) for cell in cells])
+    if not set(map(type, cells)) <= {float, int}:
+        cells = [np.nan if is_missing(cell) else number(column, cell) for cell in cells]
+    values = np.array(cells, dtype=np.float64)
     missing = np.isnan(values)
     standardized = np.where(missing, 0.0, (values - column["mean"]) / (column["std"] or 1.0))
     if (abs(standardized) > np.finfo(np.float32).max).any():
