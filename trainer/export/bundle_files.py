@@ -196,7 +196,7 @@ def _write_golden_tensors(stage: Path, inputs: Mapping[str, Tensor], output: Ten
     """Write `input.<name>` and `output` as NumPy arrays and as tensors (C++: `torch::jit::pickle_load`)."""
     tensors = {**{f"input.{name}": value.contiguous() for name, value in inputs.items()}, "output": output}
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
-    np.savez(stage / GOLDEN_ARRAYS, allow_pickle=False, **arrays)
+    np.savez(stage / GOLDEN_ARRAYS, **arrays)
     with (stage / GOLDEN_TENSORS).open("wb") as file:  # torch's own writer reports a full disk as another error
         torch.save(tensors, file)
 
