@@ -230,6 +230,9 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
     assert main(["init", "gaps.csv"]) == 0
     assert "note: 12 rows have no label and are left out" in capsys.readouterr().out
+    images((16, 40, 70))(Path("sizes"))
+    assert main(["init", "sizes"]) == 0
+    assert "60 images in 2 classes, of 3 sizes, the shorter side 16 pixels" in capsys.readouterr().out
 
 
 def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

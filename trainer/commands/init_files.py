@@ -183,9 +183,10 @@ def _look_at_images(path: Path) -> Look:
         *image_settings(size),
         *length_settings(num_images),
     ]
-    described = (
-        f"from {sides[0]} to {sides[-1]} pixels" if len(sizes) > 1 else "{} x {} pixels".format(*next(iter(sizes)))
-    )
+    described = "{} x {} pixels".format(*next(iter(sizes)))
+    if len(sizes) > 1:
+        shorter = f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"{side}"
+        described = f"of {len(sizes)} sizes, the shorter side {shorter} pixels"
     lines = [f"{path}: {num_images:,} images in {len(counts)} classes, {described}", f"  classes  {_listed(counts)}"]
     summary = f"Predict the class of an image, one of {len(counts)}"
     return Look(lines, Proposal(summary, "image_classification", "imagefolder", settings), num_images, "images")
