@@ -14,8 +14,10 @@ from tests.test_conf import job_of
 from trainer.builders.data import build_batch_plan, build_encoded, build_task
 from trainer.builders.sampling import measure_draws
 from trainer.cli import main
+from trainer.commands.run_log import describe_draws
 from trainer.config.command import check_command
 from trainer.data.batches import BatchPlan
+from trainer.data.order import Strata
 from trainer.errors import ConfigError, DataError, TrainerError
 
 TEXT = [option for option in TINY if option.startswith("task.")]
@@ -211,3 +213,15 @@ def test_plan_shows_what_an_epoch_draws(folder: Path, capsys: pytest.CaptureFixt
     assert document["draws"]["unseen"] == 12
     assert [group["draws"] for group in document["draws"]["groups"]] == [12, 12, 12]
     assert (document["steps_per_epoch"], document["samples"]) == (8, 4 * 36)
+
+
+def test_many_groups_are_shown_by_the_least_and_the_most_drawn_ones() -> None:
+    sizes = np.arange(1, 1001)
+    strata = Strata(np.repeat(np.arange(1000), sizes), np.ones(1000), 0, "label", [f"c{size}" for size in sizes])
+    draws = measure_draws(strata)
+    assert draws is not None
+    assert {group["draws"] for group in draws["groups"]} == {500, 501}  # 500.5 of 500,500 rows
+    line = describe_draws(draws)
+    assert line.startswith("500500 samples by label: c999 0.5 times its 999 rows, c1000 0.5 times its 1000 rows, ")
+    assert ", ..., c3 1.7e+02 times its 3 rows, c2 2.5e+02 times its 2 rows, c1 5e+02 times its 1 rows; " in line
+    assert line.endswith("; 125000 rows are not in the first epoch, others up to 500 times")
