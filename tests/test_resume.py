@@ -70,6 +70,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[int, ...]]] = {
         (LAST_BATCH,),
     ),
     "no clipping": (["train.max_grad_norm=null"], (MID_EPOCH,)),
+    "stratified": (["data.validation=null", "data.test=null", "data.split.stratify=label"], (MID_EPOCH,)),
     "augmentation and batch norm": ([*AUGMENTED, "train.accumulate=2"], STOPS),
 }
 

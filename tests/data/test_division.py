@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from tests.support.jobs import assert_resumes, train, working_in
 from trainer.cli import main
 from trainer.data.cells import TIME, TimeParser
 from trainer.data.division import Strata, assign_by_time, divide_rows
@@ -191,6 +192,14 @@ def test_plan_says_the_times_of_each_split(tmp_path: Path, capsys: pytest.Captur
     numbers = {"train": (80, "0", "79"), "validation": (10, "80", "89"), "test": (10, "90", "99")}
     hub = ["data=hub", f"data.path={tmp_path / 'hub'}", "data.splits={train: train, validation: null, test: null}"]
     assert plan_splits(capsys, *hub, "data.split.time=created") == numbers
+
+
+@pytest.mark.slow
+def test_a_run_on_splits_by_time_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    keys = [f"data.train={write_rows(tmp_path / 'all.csv', range(60))}", "data.split.time=created"]
+    with working_in(tmp_path):
+        assert train(tmp_path / "run", "data=files", *keys, "train.duration=6", "checkpoint.every=1") == 0
+        assert_resumes(tmp_path / "run", 5)
 
 
 def test_times_that_cannot_be_compared_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
