@@ -275,6 +275,7 @@ def test_every_path_in_the_architecture_page_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 def test_make_train_trains(folder: Path) -> None:
     arguments = f"{' '.join(SHORT)} export.formats=[] run.dir={folder}/made"
     # As from a shell, without the variables of a make process around the tests.
