@@ -146,7 +146,7 @@ def test_a_float16_step_moves_along_the_unscaled_gradient() -> None:
         perturbs, targets, moves, weight, start_steps = "embeddings", None, 1, 1.0, 0
 
         def __call__(self, weight: Tensor, offset: Tensor, gradient: Tensor) -> Tensor:
-            seen.append(gradient)
+            seen.append(gradient.clone())  # it is unscaled in place afterwards
             return offset
 
     run = run_on(batches, Recording(), dtype=torch.float32)
