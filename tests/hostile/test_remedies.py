@@ -211,6 +211,56 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     "an interpolation": ((*TEXT, "optimizer.lr=1e-3x"), "optimizer.lr", ["optimizer.lr=1e-3"]),
     "a bracket": ((*TEXT, "model.freeze=[a"), "Close every bracket", ["model.freeze=[head.*]"]),
     "spaces": ((*TEXT, "train.batch_size"), "Write overrides as key=value, without spaces", ["train.batch_size=8"]),
+    "data.mix": (
+        (*TEXT, *HANZI[:2], "data.mix={hanzi.csv: 1}", "loader.sampler=balanced"),
+        "Set loader.sampler=shuffled",
+        ["loader.sampler=shuffled"],
+    ),
+    "data.split.stratify": (
+        (*TEXT, *HANZI[:2], "data.split.stratify=label", "data.split.group=text"),
+        "Set data.split.stratify=null, or",
+        ["data.split.stratify=null"],
+    ),
+    "data.split.group and time": (
+        (*TEXT, *HANZI[:2], "data.split.stratify=label", "data.split.group=text", "data.split.time=text"),
+        "or data.split.group=null and data.split.time=null",
+        ["data.split.group=null", "data.split.time=null"],
+    ),
+    "model.multi_sample_dropout": (
+        (*TEXT, "loss=dice", "model.head_dropout=0.3", "model.multi_sample_dropout=4"),
+        "loss: .* Set model.multi_sample_dropout=1",
+        ["model.multi_sample_dropout=1"],
+    ),
+    "model.head_dropout": (
+        (*PAIRS, "model.head_dropout=0.3"),
+        "Set model.head_dropout=0 and",
+        ["model.head_dropout=0"],
+    ),
+    "weights without their sampler": (
+        (*TEXT, "loader.weights={animal: 2}"),
+        "Set loader.sampler=weighted",
+        ["loader.sampler=weighted"],
+    ),
+    "loader.weights": (
+        (*TEXT, "loader.sampler=weighted"),
+        "Set loader.weights={<value>:<weight>}",
+        ["loader.weights={animal:2}"],
+    ),
+    "loader.sampler_column": (
+        (*TEXT, "loader.sampler_column=label"),
+        "Set loader.sampler=balanced or",
+        ["loader.sampler=balanced"],
+    ),
+    "rows without a class": (
+        ("task=regression", "loader.sampler=balanced", *TEXT),
+        "Set loader.sampler_column=<column>",
+        ["loader.sampler_column=label"],
+    ),
+    "rows without a class but with weights": (
+        ("task=regression", "loader.sampler=balanced", *TEXT),
+        "or loader.sampler=weighted loader.weights=<column of numbers>",
+        ["loader.sampler=weighted", "loader.weights=value"],
+    ),
     "a prune key": ((*TEXT, "prune.amount=0.5"), "Add prune=", ["prune=l1", "prune.amount=0.5"]),
 }
 
@@ -290,7 +340,7 @@ def test_every_override_that_a_message_names_is_carried_out() -> None:
     tests = "\n".join(file.read_text(encoding="utf-8") for file in folder.rglob("*.py"))
     named = overrides_in_messages()
     assert len(named) > 30
-    patterns = {override: re.escape(override).replace(r"\{\}", r"[^\s\"]+?") for override in named}
+    patterns = {override: re.sub(r"\\{\\}|<\w+>?", r"[^\\s\"]+?", re.escape(override)) for override in named}
     # An example of a size, a fault of a GPU, a run whose weights are broken, the place of a run, tasks of a user's own.
     others = {
         "loss.alpha=null",

@@ -185,7 +185,7 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     if weights is not None and sampler in ("shuffled", "balanced"):
         yield format_error("loader.weights", "has no effect here", "Set loader.sampler=weighted", value=weights)
     if weights is None and sampler == "weighted":
-        remedy = "Set loader.weights={<value>: <weight>}, or to a column of numbers"
+        remedy = "Set loader.weights={<value>:<weight>}, or to a column of numbers"
         yield format_error("loader.weights", "loader.sampler=weighted needs weights", remedy)
     if column is not None and sampler == "shuffled":
         remedy = "Set loader.sampler=balanced or weighted"
