@@ -310,6 +310,25 @@ def test_rows_with_equal_inputs_share_a_split_also_with_several_classes(
     assert sum(map(len, points)) == len(set().union(*points))
 
 
+@pytest.mark.parametrize("split", [{"stratify": "label"}, {"time": "created"}])
+@pytest.mark.parametrize("named", ["validation", "validation/clean", "test"])
+def test_shares_of_classes_and_times_next_to_a_file_of_another_split(
+    split: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    for name, rows in {"all": range(40), "own": range(40, 47)}.items():
+        lines = [f"text {row},{'ab'[row % 2]},{row}" for row in rows]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label,created", *lines]) + "\n", encoding="utf-8")
+    own = str(tmp_path / "own.csv")
+    files = {named.partition("/")[0]: {"clean": own} if "/" in named else own}
+    shares = {"validation": 0.1, "test": 0.1, "group": None, "time": None, "stratify": None} | split
+    arguments = {"train": str(tmp_path / "all.csv"), "cache_dir": str(tmp_path), "split": shares} | files
+    splits = Files(**(files_arguments() | arguments)).load(["text", "label"])
+
+    held_out = "validation" if named == "test" else "test"
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 36, held_out: 4, named: 7}
+    assert splits[named]["text"][:] == [f"text {row}" for row in range(40, 47)]
+
+
 def test_stratified_shares_of_a_rare_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "all.csv"
     labels = ["rare" if row % 20 == 0 else "usual" for row in range(400)]

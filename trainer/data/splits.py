@@ -372,7 +372,7 @@ def write_splits(
         if later:
             file = folder / "train.arrow"
             assign = strata.assign(layout.shares) if layout.stratified else assign_by_time(file, layout.shares)
-            sizes |= dict.fromkeys(layout.names, 0) | divide_rows(file, assign, classes)
+            sizes |= dict.fromkeys(("train", *layout.held_out), 0) | divide_rows(file, assign, classes)
         _check_not_empty(sizes, kept.get("train", 0), layout, lowest)
         for name in layout.held_out:
             dropped += _drop_unseen(folder, name, sizes[name], classes, kept["train"])
