@@ -135,6 +135,14 @@ def test_one_value_is_drawn_like_the_whole() -> None:
         ),
         (["task=token_classification", "loader.sampler=balanced"], "loader.sampler: the rows of this task have no sin"),
         (["task=regression", "loader.sampler=weighted", "loader.weights={a:1}"], "loader.sampler: the rows of this ta"),
+        (
+            ["loader.sampler=balanced", "loader.sampler_column=site", "data.folds=3", "data.fold=0"],
+            "loader.sampler_column: does not support data.folds, got 'site'. Set data.folds=null, or leave out loader.",
+        ),
+        (
+            ["loader.sampler=weighted", "loader.weights=weight", "data.corrections=fixed.csv"],
+            "loader.weights: does not support data.corrections, got 'weight'. Set data.corrections=null, or leave out",
+        ),
         (["data.mix={}"], "data.mix: must not be empty, got {}"),
         (["data.mix={one.csv:0}"], "data.mix.one.csv: must be greater than 0, got 0"),
         (["data.mix={one.csv:0.5,tow.csv:0.5}"], "data.mix: no such file, got 'tow.csv'. Did you mean two.csv?"),

@@ -236,6 +236,21 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
         "Set model.head_dropout=0 and",
         ["model.head_dropout=0"],
     ),
+    "model.head_dropout of tied embeddings": (
+        ("task=causal_lm", *TEXT, "model.head_dropout=0.3"),
+        "Set model.tie_embeddings=false, or",
+        ["model.tie_embeddings=false"],
+    ),
+    "loader.sampler_column of folds": (
+        (*TEXT, "loader.sampler=balanced", "loader.sampler_column=label", "data.folds=2", "data.fold=0"),
+        "Set data.folds=null, or leave out loader.sampler, loader.sampler_column",
+        ["-data.folds=null", "-data.fold=null"],
+    ),
+    "two passes without dropout": (
+        (*TEXT, "perturb=r_drop", "model.dropout=0"),
+        "or set model.head_dropout=0.1, or use perturb=awp",
+        ["model.dropout=0", "model.head_dropout=0.1"],
+    ),
     "weights without their sampler": (
         (*TEXT, "loader.weights={animal: 2}"),
         "Set loader.sampler=weighted",

@@ -83,5 +83,5 @@ def _build(
         with in_group("perturb"):
             return MovedWeights(method, model, select_weights(method, model)), None
     if isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic:
-        raise ConfigError(format_error("perturb", SUM_WITHOUT_STATISTIC, SUM_REMEDY, value=name))
+        raise ConfigError(format_error("perturb", SUM_WITHOUT_STATISTIC, SUM_REMEDY))
     return None, method

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config.compatibility import SAMPLER_KEYS
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.data.order import Strata
@@ -168,7 +169,7 @@ def _read_cells(encoded: Encoded, key: str, column: str) -> list[object]:
     source = encoded.source
     if not isinstance(source, HasColumns):
         problem = f"the rows of {type(source).__name__} have no columns"
-        raise ConfigError(format_error(key, problem, "Set it to null", value=column))
+        raise ConfigError(format_error(key, problem, f"Leave out {SAMPLER_KEYS}", value=column))
     known = source.column_names("train")
     if column not in known:
         raise ConfigError(format_error(key, "no such column", did_you_mean(column, known), value=column))

@@ -17,10 +17,12 @@ _CACHE = "onnx_cache"
 
 UNKNOWN_METRIC = "must be a metric by which checkpoints of this task can be ranked"
 
+SAMPLER_KEYS = "loader.sampler, loader.sampler_column and loader.weights"
 SUM_WITHOUT_STATISTIC = "compares targets one by one, but the loss is a statistic of the whole batch"
 MASKS_WITHOUT_STATISTIC = (
     "several dropout masks average the losses of targets, but the loss is a statistic of the batch"
 )
+_DROPOUT_REMEDY = "set model.head_dropout=0.1, or use perturb=awp"
 SUM_REMEDY = "Use perturb=fgm or perturb=awp"
 
 _TARGETS = {
@@ -148,7 +150,7 @@ def _validate_dropout(config: Mapping[str, Any], problem: str, other_remedy: str
     if not isinstance(model, Mapping):
         return
     is_known = _attribute(config, "model", "inputs") is not None and "path" not in model
-    if is_known and not model.get("dropout") and not value_at(model, "lora.dropout"):
+    if is_known and not any(value_at(model, key) for key in ("dropout", "lora.dropout", "head_dropout")):
         has_key = "dropout" in model
         remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or {other_remedy}"
         key = "model.dropout" if has_key else "model"
@@ -193,6 +195,13 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     if column is not None and sampler == "weighted" and isinstance(weights, str):
         remedy = "Set it to null"
         yield format_error("loader.sampler_column", "has no effect with a column of weights", remedy, value=column)
+    named, key = (
+        (weights, "weights") if sampler == "weighted" and isinstance(weights, str) else (column, "sampler_column")
+    )
+    for other in ("folds", "corrections") if isinstance(named, str) and sampler in ("balanced", "weighted") else ():
+        if value_at(config, f"data.{other}") is not None:
+            remedy = f"Set data.{other}=null, or leave out {SAMPLER_KEYS}"
+            yield format_error(f"loader.{key}", f"does not support data.{other}", remedy, value=named)
     by_class = sampler == "balanced" or (sampler == "weighted" and isinstance(weights, Mapping))
     target = str(value_at(config, "task._target_"))
     has_class = _attribute(config, "task", "target") == "class" and _attribute(config, "task", "level") != "token"
@@ -228,15 +237,20 @@ def _validate_two_passes(config: Mapping[str, Any], groups: Groups) -> Iterator[
             yield format_error("perturb", incompatible_targets(taken, target), SUM_REMEDY, value=name)
     if _attribute(config, "loss", "is_batch_statistic") is True:
         yield format_error("perturb", SUM_WITHOUT_STATISTIC, SUM_REMEDY, value=name)
-    yield from _validate_dropout(config, "without dropout the two passes of a step are equal", "use perturb=awp")
+    yield from _validate_dropout(config, "without dropout the two passes of a step are equal", _DROPOUT_REMEDY)
 
 
 def _validate_head_dropout(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of several dropout masks in front of the head."""
+    """Yield the problems of dropout in front of a head that the model lacks, and of several masks."""
     masks, key = value_at(config, "model.multi_sample_dropout"), "model.multi_sample_dropout"
+    dropout = value_at(config, "model.head_dropout")
+    if dropout and value_at(config, "model.tie_embeddings") is True and _attribute(config, "task", "causal") is True:
+        problem = "the model uses its embeddings as the output layer and has no head of its own"
+        remedy = f"Set model.tie_embeddings=false, or model.head_dropout=0 {key}=1"
+        yield format_error("model.head_dropout", problem, remedy, value=dropout)
     if not isinstance(masks, int) or masks == 1:
         return
-    if value_at(config, "model.head_dropout") == 0:
+    if dropout == 0:
         yield format_error(
             key, "all masks are equal without model.head_dropout", "Set model.head_dropout=0.3", value=masks
         )
