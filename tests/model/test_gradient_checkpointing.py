@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tests.support.exported_models import images
 from tests.support.jobs import assert_resumes, checkpoint_files, events, train, without_clock, write_data
 from tests.support.pretrained_folders import Folders, layouts, model_of
+from tests.support.typical import typical
 from trainer.builders.memory import LiveTensors
 from trainer.errors import ConfigError
 from trainer.model.decoder import Decoder
@@ -65,7 +66,7 @@ def update(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], i
     return [*gradients, *model.buffers(), drawn], kept
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", typical(MODELS, "text_encoder", "resnet", "bert"))
 def test_gradients_and_buffers_have_the_same_bits(name: str, folders: Folders) -> None:
     results, stored = {}, {}
     for setting in ("none", "blocks", "selective", True, False):
