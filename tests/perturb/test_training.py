@@ -51,6 +51,12 @@ def test_without_moves_the_run_is_the_plain_run(data: list[str], tmp_path: Path)
     )
 
 
+def test_two_passes_differ_by_the_dropout_of_the_head(data: list[str], tmp_path: Path) -> None:
+    overrides = ["perturb=r_drop", "model.dropout=0", "model.head_dropout=0.5"]
+    assert train(tmp_path / "run", *data, *overrides) == 0
+    assert main(["eval", f"run={tmp_path / 'run'}", "device=cpu"]) == 0
+
+
 def test_plan_shows_the_passes_and_the_memory(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *TINY, *data, "perturb=pgd", "perturb.start=50%"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
