@@ -49,9 +49,9 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
     forward, start, position = TextEncoder.forward, StepRng.start, {"step": 0}
 
     def set_limit(samples: int, first_step: int) -> None:
-        def limited_start(self: StepRng, step: int, piece: int) -> None:
+        def limited_start(self: StepRng, step: int, piece: int, stream: int) -> None:
             position["step"] = step
-            start(self, step, piece)
+            start(self, step, piece, stream)
 
         def limited_forward(self: TextEncoder, *args: Any, token_index: Any = None, **inputs: Any) -> Any:
             # A part of the step is done before memory runs out.

@@ -255,7 +255,7 @@ def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.
 
 
 def test_values_with_special_characters_stay_values(folder: Path) -> None:
-    name = "od: d ${x} #1.csv"
+    name = "od: d $x #1.csv"
     table("text label", [[*row] for row in ROWS])(Path(name))
     assert main(["init", f"path={name}"]) == 0
     command = check_command("train", ["experiment=od_d_x_1"])

@@ -116,7 +116,7 @@ def test_image_path_is_relative_to_the_file_that_contains_it(tmp_path: Path) -> 
         (("value",), [("1", "2"), ("3", "four")], "a.csv, row 2, column 'w': expected a number, got 'four'. Write a"),
         (("value",), [("inf", "1")], "a.csv, row 1, column 'v': expected a finite number, got 'inf'."),
         (("score",), [("x",)], "a.csv, row 1, column 's': expected a number, got 'x'."),
-        (("text",), [(["a"],)], "a.csv, row 1, column 't': expected a string, got list. Texts and labels are"),
+        (("text",), [(["a"],)], "a.csv, row 1, column 't': expected a string, got list. Texts are strings,"),
         (("words", "tags"), [("a|b", "O")], "a.csv, row 1, data.tags: expected a tag for each of 2 words, got 1."),
         (("labels",), [([1.0, 0.0],)], "a.csv, row 1, column 'l': expected the names of the labels, got a vector of"),
         (("labels",), [("[0, 1, 0]",)], "a.csv, row 1, column 'l': expected the names of the labels, got a vector of"),

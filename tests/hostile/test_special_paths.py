@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "corpus": SIMILAR,
     "input": ("predict", "run=run"),
     "path": ("init",),
+    "folder": ("serve",),
 }
 """A command for each key whose value is a path."""
 
@@ -59,6 +60,7 @@ FOLDERS = {
     "run",
     "left",
     "right",
+    "folder",
 }
 """Keys that need a folder, so a file is wrong."""
 
@@ -132,4 +134,5 @@ def test_every_key_of_a_path_is_tried() -> None:
                 for key, each in annotations.items()
                 if any(True for v in values for _ in paths_in(v, each))
             }
-    assert keys - COMMANDS.keys() <= {"data.images", "data.labels"}, keys - COMMANDS.keys()
+    # `data.mix` names files of `data.train`.
+    assert keys - COMMANDS.keys() <= {"data.images", "data.labels", "data.mix"}, keys - COMMANDS.keys()

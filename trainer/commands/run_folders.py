@@ -91,8 +91,15 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             _refuse_links(candidate)
             return candidate
-    problem = "contains no run" if folder.is_dir() else "is not a folder" if folder.exists() else "no such folder"
+    problem = problem_of_folder(folder, "contains no run")
     raise CheckpointError(format_error(key, problem, "Name a run folder or one of its checkpoints", value=path))
+
+
+def problem_of_folder(folder: Path, lack: str) -> str:
+    """Return what is wrong with a folder that cannot be used: `lack`, unless there is no folder at this path."""
+    if folder.is_dir():
+        return lack
+    return "is not a folder" if folder.exists() else "no such folder"
 
 
 def _refuse_links(folder: Path) -> None:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from trainer import __version__
-from trainer.commands.run_folders import find_artifacts, find_run_folder
+from trainer.commands.run_folders import find_artifacts, find_run_folder, problem_of_folder
 from trainer.config.jobs import ServeJob
 from trainer.display import print_lines
 from trainer.errors import CheckpointError, ConfigError, format_error, install
@@ -68,7 +68,7 @@ def _find_artifacts(job: ServeJob) -> Path:
         raise ConfigError(format_error("folder", "run names what is served, too", "Keep one", value=job.folder))
     if job.folder is not None:
         if not (Path(job.folder) / EXPORT_MANIFEST).is_file():
-            problem = f"contains no {EXPORT_MANIFEST}" if Path(job.folder).is_dir() else "no such folder"
+            problem = problem_of_folder(Path(job.folder), f"contains no {EXPORT_MANIFEST}")
             remedy = "Name a folder that trainer export has written, or a run with run=RUN"
             raise CheckpointError(format_error("folder", problem, remedy, value=job.folder))
         return Path(job.folder)

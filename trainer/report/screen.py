@@ -195,7 +195,7 @@ class Display:
                 is_best = self._course.observe(step, values)
                 for line in self._table.lines(self._course, step, epoch, values, is_best, self._console.width):
                     self._console.out(line, highlight=False)
-            elif event not in ("start", "resume", "eval", "end"):  # shown by other lines and tables
+            elif event not in ("start", "resume", "eval", "stop", "end"):  # shown by other lines and tables
                 fields = [event, self._course.progress(step), *format_fields(values)]
                 for line in wrap_fields(fields, self._console.width - 1):
                     self._console.out(line, highlight=False)
