@@ -250,7 +250,7 @@ def test_the_split_of_a_score_survives_and_is_left_out_of_a_single_set() -> None
 
 
 def test_the_table_of_evaluations_names_the_set_and_marks_the_monitored_one() -> None:
-    course = Course(8, 1.0, "accuracy", True, split="validation/noisy")
+    course = Course(8, 1.0, "accuracy", lambda: True, split="validation/noisy")
     table, lines = EvaluationTable(), []
     for split, accuracy in (("validation/clean", 0.9), ("validation/noisy", 0.5)):
         values = {"split": split, "weights": "raw", "loss": 1.0, "accuracy": accuracy}

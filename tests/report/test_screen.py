@@ -59,7 +59,7 @@ class Screen(io.StringIO):
 
 
 def course(total_steps: int = 930, **values: Any) -> Course:
-    return Course(total_steps, total_steps / 77.5, "accuracy", higher_is_better=True, **values)
+    return Course(total_steps, total_steps / 77.5, "accuracy", find_direction=lambda: True, **values)
 
 
 def open_on(screen: Screen, total_steps: int = 930, **values: Any) -> Display:
@@ -337,7 +337,7 @@ def test_a_notebook_gets_live_lines_in_one_output(
     )
     display = open_screen("rich", open_console("plain"))
     assert display is not None
-    display.start_training(Course(10, 1.0, "accuracy", True))
+    display.start_training(Course(10, 1.0, "accuracy", lambda: True))
     display.log("start", step=0, epoch=0.0, values={})
     display.log("eval", step=5, epoch=0.5, values={"split": "validation", "weights": "raw", "accuracy": 0.5})
     display.end_training()

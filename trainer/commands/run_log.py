@@ -85,7 +85,7 @@ def show_start(
             run.steps.total,
             run.steps.total / run.steps.per_epoch,
             monitor.monitor,
-            monitor.higher_is_better,
+            lambda: monitor.higher_is_better,
             *(state.best, state.best_step, monitor.split),
         )
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,7 +42,7 @@ class Course:
         total_steps: Optimizer steps of the whole run.
         total_epochs: The same in passes over the data.
         monitor: The metric that picks the best weights.
-        higher_is_better: Its direction.
+        find_direction: Returns True if higher is better; called at the first evaluation, as it loads a large library.
         best: The best score so far; None if there is none.
         best_step: Its step.
         split: The validation split of the metric.
@@ -51,7 +51,7 @@ class Course:
     total_steps: int
     total_epochs: float
     monitor: str
-    higher_is_better: bool
+    find_direction: Callable[[], bool]
     best: Score | None = None
     best_step: int | None = None
     split: str = VALIDATION
@@ -62,7 +62,7 @@ class Course:
 
         if self.monitor not in values or values.get("split", self.split) != self.split:
             return False
-        score = Score(self.monitor, values[self.monitor], self.higher_is_better, values["weights"], values.get("loss"))
+        score = Score(self.monitor, values[self.monitor], self.find_direction(), values["weights"], values.get("loss"))
         if not score.is_better_than(self.best):
             return False
         self.best, self.best_step = score, step
