@@ -702,7 +702,7 @@ class HasInputEmbeddings(Protocol):
 
 @runtime_checkable
 class PerturbsWeights(Protocol):
-    """What moves weights to where the loss of a step is larger (the group `perturb`)."""
+    """A method that moves weights to where the loss of a step is larger (the group `perturb`)."""
 
     perturbs: str
     """The weights that move by default: `embeddings` (of tokens), or `matrices` (with at least two axes)."""
@@ -728,7 +728,7 @@ class PerturbsWeights(Protocol):
 
 @runtime_checkable
 class ComparesOutputs(Protocol):
-    """What the outputs of two forward passes with different dropout masks must share (the group `perturb`)."""
+    """A term that makes two forward passes with different dropout masks agree (the group `perturb`)."""
 
     perturbs: str
     """`outputs`."""

@@ -17,7 +17,7 @@ from trainer.cli import main
 from trainer.commands.run_log import describe_draws
 from trainer.config.command import check_command
 from trainer.data.batches import BatchPlan
-from trainer.data.order import Strata
+from trainer.data.order import GroupSampler
 from trainer.errors import ConfigError, DataError, TrainerError
 
 TEXT = [option for option in TINY if option.startswith("task.")]
@@ -86,7 +86,7 @@ def test_labels_of_an_epoch(overrides: list[str], expected: dict[str, int]) -> N
 
 def test_a_column_is_balanced() -> None:
     plan, _ = build_plan("loader.sampler=balanced", "loader.sampler_column=site")
-    assert measure_draws(plan.strata) == {
+    assert measure_draws(plan.sampler) == {
         "by": "site",
         "draws": 36,
         "groups": [{"value": "north", "rows": 27, "draws": 18}, {"value": "south", "rows": 9, "draws": 18}],
@@ -107,8 +107,8 @@ def test_values_without_a_row_are_left_out() -> None:
     # The limit leaves a row of `a` and one of `c`.
     plan, labels = build_plan("loader.sampler=balanced", "loader.limit=2")
     assert labels == ["a", "c"]
-    assert plan.strata is not None
-    assert plan.strata.counts(0).tolist() == [1, 0, 1]
+    assert plan.sampler is not None
+    assert plan.sampler.counts(0).tolist() == [1, 0, 1]
 
 
 def test_one_value_is_drawn_like_the_whole() -> None:
@@ -225,8 +225,8 @@ def test_plan_shows_what_an_epoch_draws(folder: Path, capsys: pytest.CaptureFixt
 
 def test_many_groups_are_shown_by_the_least_and_the_most_drawn_ones() -> None:
     sizes = np.arange(1, 1001)
-    strata = Strata(np.repeat(np.arange(1000), sizes), np.ones(1000), 0, "label", [f"c{size}" for size in sizes])
-    draws = measure_draws(strata)
+    sampler = GroupSampler(np.repeat(np.arange(1000), sizes), np.ones(1000), 0, "label", [f"c{size}" for size in sizes])
+    draws = measure_draws(sampler)
     assert draws is not None
     assert {group["draws"] for group in draws["groups"]} == {500, 501}  # 500.5 of 500,500 rows
     line = describe_draws(draws)

@@ -20,7 +20,7 @@ from trainer.data.batches import (
     TrainLoader,
     split_batch,
 )
-from trainer.data.order import Strata
+from trainer.data.order import GroupSampler
 from trainer.protocols import Batch, Batching
 from trainer.sample_rng import SampleRng
 
@@ -178,7 +178,7 @@ def test_rows_are_read_as_arrays() -> None:
 def drawn_plan(**changes: Any) -> BatchPlan:
     """Return a plan of 23 samples of which the last 3 are drawn as often as the others."""
     groups = np.array([0] * 20 + [1] * 3)
-    return BatchPlan(23, 6, 5, strata=Strata(groups, np.ones(2), 5), **changes)
+    return BatchPlan(23, 6, 5, sampler=GroupSampler(groups, np.ones(2), 5), **changes)
 
 
 @pytest.mark.parametrize("lengths", [None, np.arange(23)])

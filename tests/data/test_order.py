@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.order import Order, Strata
+from trainer.data.order import GroupSampler, Order
 
 
 def test_order_is_the_same_on_every_machine() -> None:
@@ -42,19 +42,19 @@ GROUPS = st.lists(st.tuples(st.integers(0, 12), st.floats(0, 1e6)), min_size=1, 
 """The number of samples and the weight of each group."""
 
 
-def strata(groups: list[tuple[int, float]], seed: int = 0) -> tuple[Strata, np.ndarray]:
+def sampler(groups: list[tuple[int, float]], seed: int = 0) -> tuple[GroupSampler, np.ndarray]:
     """Return groups, and the exact number of draws of each one."""
     sizes, weights = (np.array(values) for values in zip(*groups, strict=True))
     weights = np.where(sizes > 0, weights, 0.0)
     codes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    return Strata(codes, weights, seed), sizes.sum() * weights / weights.sum()
+    return GroupSampler(codes, weights, seed), sizes.sum() * weights / weights.sum()
 
 
 @given(GROUPS, st.integers(0, 2**64 - 1), st.integers(0, 10_000))
 def test_each_group_gets_its_share_of_an_epoch_rounded_up_or_down(
     groups: list[tuple[int, float]], seed: int, epoch: int
 ) -> None:
-    drawn, expected = strata(groups, seed)
+    drawn, expected = sampler(groups, seed)
     counts = drawn.counts(epoch)
 
     assert counts.sum() == drawn.sizes.sum()
@@ -64,7 +64,7 @@ def test_each_group_gets_its_share_of_an_epoch_rounded_up_or_down(
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 2**32), st.integers(0, 10**6))
 def test_balanced_groups_differ_by_at_most_one_draw(sizes: list[int], seed: int, epoch: int) -> None:
-    counts = strata([(size, 1.0) for size in sizes], seed)[0].counts(epoch)
+    counts = sampler([(size, 1.0) for size in sizes], seed)[0].counts(epoch)
     assert counts.max() - counts.min() <= 1
 
 
@@ -72,13 +72,13 @@ def test_balanced_groups_differ_by_at_most_one_draw(sizes: list[int], seed: int,
 def test_the_draws_of_earlier_epochs_are_counted_without_them(
     groups: list[tuple[int, float]], seed: int, epoch: int
 ) -> None:
-    drawn = strata(groups, seed)[0]
+    drawn = sampler(groups, seed)[0]
     summed = sum((drawn.counts(each) for each in range(epoch)), np.zeros(len(groups), np.int64))
     assert drawn.counts_before(epoch).tolist() == summed.tolist()
 
 
 def test_the_rounding_is_spread_evenly_over_many_epochs() -> None:
-    drawn, expected = strata([(1, 1.0)] * 5 + [(0, 0.0)] + [(2, 0.7)] * 3)
+    drawn, expected = sampler([(1, 1.0)] * 5 + [(0, 0.0)] + [(2, 0.7)] * 3)
     assert np.abs(drawn.counts_before(1000) - 1000 * expected).max() < 10
     assert drawn.counts_before(2**31).sum() == 11 * 2**31
 
@@ -87,7 +87,7 @@ def test_the_rounding_is_spread_evenly_over_many_epochs() -> None:
 def test_no_sample_repeats_before_all_of_its_group_were_drawn(
     groups: list[tuple[int, float]], seed: int, num_epochs: int
 ) -> None:
-    drawn = strata(groups, seed)[0]
+    drawn = sampler(groups, seed)[0]
     codes = np.empty(drawn.sizes.sum(), np.int64)
     by_group: dict[int, list[int]] = {group: [] for group in range(len(groups))}
     for group, start in enumerate(np.cumsum(drawn.sizes) - drawn.sizes):
@@ -106,7 +106,7 @@ def test_no_sample_repeats_before_all_of_its_group_were_drawn(
 
 
 def test_the_cycles_of_a_group_have_new_orders_that_are_found_without_the_cycles_before() -> None:
-    drawn = strata([(7, 1.0), (5, 3.0)])[0]
+    drawn = sampler([(7, 1.0), (5, 3.0)])[0]
     cycles = drawn._cycles(1, 0, 40)
     assert np.array_equal(drawn._cycles(1, 33, 7), cycles[33:])
     assert len({tuple(cycle) for cycle in cycles.tolist()}) > 30  # of 120 orders
@@ -116,5 +116,5 @@ def test_the_cycles_of_a_group_have_new_orders_that_are_found_without_the_cycles
 
 
 def test_the_draws_are_the_same_on_every_machine() -> None:
-    samples, repeats = Strata(np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.ones(3), seed=0).draw(3)
+    samples, repeats = GroupSampler(np.array([0, 0, 0, 0, 0, 1, 1, 2]), np.ones(3), seed=0).draw(3)
     assert (samples.tolist(), repeats.tolist()) == ([4, 0, 0, 5, 6, 5, 7, 7], [0, 0, 1, 0, 1, 1, 0, 1])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainer.builders.instantiate import in_group, instantiate
-from trainer.builders.sampling import build_strata
+from trainer.builders.sampling import build_sampler
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
@@ -133,9 +133,9 @@ def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:
     """
     train = encoded.splits["train"]
     lengths: np.ndarray | None = task.lengths(train) if job.loader.batching == "bucketed" else None
-    strata = build_strata(job, task, encoded)
+    sampler = build_sampler(job, task, encoded)
     divide = _divide_by_tokens(job, task, encoded)
-    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths, divide, strata)
+    return BatchPlan(len(train), job.train.batch_size, job.seed, lengths, divide, sampler)
 
 
 def _divide_by_tokens(job: TrainJob, task: Task, encoded: Encoded) -> Callable[[Sequence[int]], list[list[int]]] | None:

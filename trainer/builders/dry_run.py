@@ -150,7 +150,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "accumulate": training.run.loader.accumulate,
         "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
         "token_budget": _token_budget(training.run),
-        "draws": measure_draws(training.run.loader.plan.strata),
+        "draws": measure_draws(training.run.loader.plan.sampler),
         "passes": _passes(training.run),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,

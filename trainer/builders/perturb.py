@@ -1,4 +1,4 @@
-"""What makes the steps of a run harder, from the group `perturb`."""
+"""Build the moved weights or the consistency of a run from the group `perturb`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.config.compatibility import SAMPLER_KEYS
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
-from trainer.data.order import Strata
+from trainer.data.order import GroupSampler
 from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
 from trainer.layout import Document, expand_home
 from trainer.mapped_files import as_array
@@ -23,7 +23,7 @@ _CLASS = "label"
 """The encoded column of tasks with one class for each row."""
 
 
-def build_strata(job: TrainJob, task: Task, encoded: Encoded) -> Strata | None:
+def build_sampler(job: TrainJob, task: Task, encoded: Encoded) -> GroupSampler | None:
     """Build the groups of the training samples; None if every epoch has every sample once.
 
     Raises:
@@ -33,12 +33,12 @@ def build_strata(job: TrainJob, task: Task, encoded: Encoded) -> Strata | None:
     loader = job.loader
     if mix := job.data.get("mix"):
         codes, names = _group_by_file(encoded, mix)
-        return Strata(codes, np.array([mix[name] for name in names], np.float64), job.seed, "file", names)
+        return GroupSampler(codes, np.array([mix[name] for name in names], np.float64), job.seed, "file", names)
     if loader.sampler == "shuffled":
         return None
     if isinstance(loader.weights, str):
         weights = _read_weights(encoded, loader.weights)
-        return Strata(np.arange(len(weights)), weights, job.seed, loader.weights)
+        return GroupSampler(np.arange(len(weights)), weights, job.seed, loader.weights)
     if loader.sampler_column is None:
         codes, names = _group_by_class(task, encoded)
     else:
@@ -49,20 +49,20 @@ def build_strata(job: TrainJob, task: Task, encoded: Encoded) -> Strata | None:
         weights = rows * _weights_of(names, loader.weights or {})
         if not weights.any():
             raise DataError(format_error("loader.weights", "all weights are 0", "Raise one", value=loader.weights))
-    return Strata(codes, weights, job.seed, loader.sampler_column or _CLASS, names)
+    return GroupSampler(codes, weights, job.seed, loader.sampler_column or _CLASS, names)
 
 
-def measure_draws(strata: Strata | None) -> Document | None:
+def measure_draws(sampler: GroupSampler | None) -> Document | None:
     """Return what an epoch draws: the rows and the draws of each group, and the rows that it repeats or leaves out."""
-    if strata is None:
+    if sampler is None:
         return None
-    counts, rows = strata.counts(0), strata.sizes
+    counts, rows = sampler.counts(0), sampler.sizes
     groups = [
         {"value": name, "rows": int(size), "draws": int(count)}
-        for name, size, count in zip(strata.names, rows, counts, strict=False)
+        for name, size, count in zip(sampler.names, rows, counts, strict=False)
     ]
     return {
-        "by": strata.by,
+        "by": sampler.by,
         "draws": int(counts.sum()),
         "groups": groups,
         "unseen": int(np.maximum(rows - counts, 0).sum()),

@@ -45,7 +45,7 @@ def read_shared_config(folder: Path) -> dict[str, object]:
 
 
 class _Sweep:
-    """What a sweep in a folder recorded.
+    """The record of a sweep in its folder.
 
     Attributes:
         config: The config that its jobs share, by dotted key.

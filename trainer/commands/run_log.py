@@ -145,7 +145,7 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
         sum(parameter.numel() for parameter in run.model.parameters()),
     )
     assert isinstance(run.loader, TrainLoader)
-    if draws := measure_draws(run.loader.plan.strata):
+    if draws := measure_draws(run.loader.plan.sampler):
         logger.info("an epoch draws %s", describe_draws(draws))
     if run.loader.tokens is None and run.ranks.size > (micro_batch_size := max(1, size)):
         logger.warning(

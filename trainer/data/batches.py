@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data.order import Order, Strata
+from trainer.data.order import GroupSampler, Order
 from trainer.mapped_files import ArrayInFile, MappedFile, MappedRows, as_array, open_mapped_file
 from trainer.progress import track
 from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
@@ -61,7 +61,7 @@ class BatchIndices:
 class BatchPlan:
     """The global batches of a training run.
 
-    Every epoch visits all samples once, in a new order; its last batch may be smaller. With `strata`, an epoch has as
+    Every epoch visits all samples once, in a new order; its last batch may be smaller. With `sampler`, an epoch has as
     many samples, but may draw some of them several times and others not. The plan depends neither on the number of
     micro-batches nor on the number of workers.
 
@@ -73,7 +73,7 @@ class BatchPlan:
             changes which samples meet in a batch; None shuffles freely.
         divide: Divides the samples of a step, as positions in the split, into micro-batches of a fixed shape, as
             positions in the step; None divides each step into as many micro-batches as the caller asks for.
-        strata: Draws the samples of an epoch; None draws every sample once.
+        sampler: Draws the samples of an epoch; None draws every sample once.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class BatchPlan:
         seed: int,
         lengths: np.ndarray | None = None,
         divide: Callable[[Sequence[int]], list[list[int]]] | None = None,
-        strata: Strata | None = None,
+        sampler: GroupSampler | None = None,
     ) -> None:
         assert num_samples > 0
         assert batch_size > 0
@@ -92,10 +92,10 @@ class BatchPlan:
         self.seed = seed
         self.lengths = lengths
         self.divide = divide
-        self.strata = strata
+        self.sampler = sampler
         self.steps_per_epoch = -(-num_samples // batch_size)
         self._order = lru_cache(maxsize=2)(self._make_order)
-        self._draws = None if strata is None else lru_cache(maxsize=2)(strata.draw)
+        self._draws = None if sampler is None else lru_cache(maxsize=2)(sampler.draw)
 
     def batch(self, step: int) -> BatchIndices:
         """Return the samples of optimizer step `step`, counted from 0 over all epochs."""

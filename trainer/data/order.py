@@ -72,10 +72,10 @@ def block_of(words: np.ndarray, num_blocks: int) -> np.ndarray:
 
 
 _ONE = 1 << 32
-"""1 in the fixed-point numbers of `Strata`."""
+"""1 in the fixed-point numbers of `GroupSampler`."""
 
 
-class Strata:
+class GroupSampler:
     """Groups of samples of which each has a fixed share of the draws of every epoch.
 
     An epoch has as many draws as there are samples, N. Group g, whose share is p_g, gets c_g(e) of them in epoch e:

@@ -353,17 +353,9 @@ def write_splits(
             name: stack.enter_context(SplitWriter(folder / f"{file_stem(name)}.arrow", schema)) for name in names
         }
         for origin, samples in origins.items():
-            count, first = 0, -1
             watched = _watch(samples, strata) if origin == "train" and later and layout.stratified else samples
-            for split, row, values in _assign_splits(origin, watched, shares, lowest):
-                if values is None:
-                    count, first = count + 1, row if first < 0 else first
-                    continue
-                kept[origin] += 1
-                writers[split].add(*(values[role] for role in roles), row)
-                if split == "train":
-                    for role, seen in classes.items():
-                        seen.update(classes_in(values[role]))
+            assigned = _assign_splits(origin, watched, shares, lowest)
+            kept[origin], count, first = _write_rows(assigned, writers, roles, classes)
             if not kept[origin]:
                 raise no_rows_error(origin)
             dropped += [DroppedRows(origin, incomplete, count, first)] if count else []
@@ -378,6 +370,30 @@ def write_splits(
             dropped += _drop_unseen(folder, name, sizes[name], classes, kept["train"])
     (folder / "dropped.json").write_text(to_json(dropped))
     (folder / "warnings.json").write_text(to_json(warnings))
+
+
+def _write_rows(
+    assigned: Iterable[tuple[str, int, Row | None]],
+    writers: Mapping[str, SplitWriter],
+    roles: Sequence[str],
+    classes: Mapping[str, set[str]],
+) -> tuple[int, int, int]:
+    """Write the rows with values to the writers of their splits, and add the classes of training rows to `classes`.
+
+    Returns:
+        The number of written rows, the number of dropped rows, and the `row` of the first dropped row (-1 without one).
+    """
+    num_written, num_dropped, first = 0, 0, -1
+    for split, row, values in assigned:
+        if values is None:
+            num_dropped, first = num_dropped + 1, row if first < 0 else first
+            continue
+        num_written += 1
+        writers[split].add(*(values[role] for role in roles), row)
+        if split == "train":
+            for role, seen in classes.items():
+                seen.update(classes_in(values[role]))
+    return num_written, num_dropped, first
 
 
 def _watch(samples: Iterable[Sample], strata: Strata) -> Iterator[Sample]:

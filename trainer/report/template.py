@@ -1,4 +1,4 @@
-"""How the page looks: its style sheet and its HTML. Everything is in the one file, and nothing in it is a script."""
+"""The look of the page: its style sheet and its HTML. Everything is in the one file, and nothing in it is a script."""
 
 from __future__ import annotations
 
