@@ -199,7 +199,6 @@ def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Pat
         (["optimizer=muon", "model.depth=2"], "optimizer"),
         (["optimizer=adafactor"], "optimizer"),
         (["prune=l1"], "prune"),
-        (["perturb=awp"], "perturb"),
         (["model.head_dropout=0.5"], "model.head_dropout"),
         (["compile=true"], "compile"),
         (["model.channels_last=true"], "model.channels_last"),
@@ -263,6 +262,9 @@ ALTERNATIVES = {
     "features": (["model.features=[blocks.0]"], 0.0),
     "blocks that run again": (["model.gradient_checkpointing=selective", "model.depth=2", "model.dropout=0.1"], 0.0),
     "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
+    "embeddings that move": (["perturb=pgd", "perturb.moves=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "matrices that move": (["perturb=awp", "perturb.start=3", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "two dropout masks": (["perturb=r_drop", "model.dropout=0.3"], 0.0),
 }
 
 
@@ -287,10 +289,19 @@ def test_transitions_in_shards_equal_complete_ones(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("devices", "shard"), [(2, "false"), (3, "false"), (4, "false"), (3, "true"), (4, "true"), (4, "2")]
+    ("devices", "arguments"),
+    [
+        *((devices, ["shard=false"]) for devices in (2, 3, 4)),
+        *((devices, ["shard=true"]) for devices in (3, 4)),
+        (4, ["shard=2"]),
+        (4, ["shard=2", "perturb=pgd"]),
+        (2, ["shard=true", "perturb=r_drop"]),
+    ],
 )
-def test_resume_on_as_many_devices_is_bitwise_equal(devices: int, shard: str, job: list[str], tmp_path: Path) -> None:
-    whole = train_on(devices, tmp_path / "whole", *job, f"shard={shard}")
+def test_resume_on_as_many_devices_is_bitwise_equal(
+    devices: int, arguments: list[str], job: list[str], tmp_path: Path
+) -> None:
+    whole = train_on(devices, tmp_path / "whole", *job, *arguments)
     resumed = tmp_path / "resumed"
     shutil.copytree(whole, resumed)
     stop_at(resumed, 8)

@@ -58,7 +58,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         if run.ema is not None:
             run.ema.update(run.model, run.loss)
         state.advance()
-        throughput.count(micro_batches)
+        throughput.count(micro_batches, run.passes_at(state.step - 1))
         if earlier is not None:
             check_update(run, earlier)
 
@@ -85,16 +85,18 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
 
 
 class Throughput:
-    """The samples and tokens that were trained since the last reading, and the time that their training took."""
+    """The samples and tokens that were trained since the last reading, their passes, and the time that these took."""
 
     def __init__(self) -> None:
-        self._samples = self._tokens = 0
+        self._samples = self._tokens = self._passes = 0
         self._seconds = 0.0
         self._resumed = time.perf_counter()
 
-    def count(self, micro_batches: list[Batch]) -> None:
-        """Add the micro-batches of a step of this process."""
-        self._samples += sum(batch.num_samples for batch in micro_batches)
+    def count(self, micro_batches: list[Batch], passes: int = 1) -> None:
+        """Add the micro-batches of a step of this process, and the forward and backward passes through each."""
+        samples = sum(batch.num_samples for batch in micro_batches)
+        self._samples += samples
+        self._passes += samples * passes
         self._tokens += sum(batch.num_tokens for batch in micro_batches)  # still on the host
 
     @contextmanager
@@ -104,12 +106,16 @@ class Throughput:
         yield
         self._resumed = time.perf_counter()
 
-    def read(self, ranks: Ranks) -> tuple[float, float]:
-        """Return the samples and the tokens of all devices per second of training, and start anew; only in a pause."""
-        samples, tokens = (count / self._seconds for count in ranks.sum(self._samples, self._tokens))
-        self._samples = self._tokens = 0
+    def read(self, ranks: Ranks) -> tuple[float, float, float]:
+        """Return the samples and the tokens of all devices per second of training, and the passes of a sample.
+
+        Counting starts anew. Only in a pause.
+        """
+        samples, tokens, passes = ranks.sum(self._samples, self._tokens, self._passes)
+        rates = samples / self._seconds, tokens / self._seconds, passes / samples
+        self._samples = self._tokens = self._passes = 0
         self._seconds = 0.0
-        return samples, tokens
+        return rates
 
 
 class Update:
@@ -275,17 +281,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def log_step(
-    run: Run, state: TrainState, loss: float, lr: float, grad_norm: float, samples_rate: float, tokens_rate: float
+    run: Run,
+    state: TrainState,
+    loss: float,
+    lr: float,
+    grad_norm: float,
+    samples_rate: float,
+    tokens_rate: float,
+    passes: float,
 ) -> None:
     """Log a training step; `learning_rates` are by base learning rate if there are several. Rates are per second.
 
-    In float16, the loss scale is logged too.
+    The MFU counts all passes of a step (`perturb`). In float16, the loss scale is logged too.
     """
     values: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
     if tokens_rate:
         values["tokens_per_second"] = tokens_rate
     if run.utilization is not None:
-        values["mfu"] = run.utilization.mfu(samples_rate, tokens_rate)
+        values["mfu"] = passes * run.utilization.mfu(samples_rate, tokens_rate)
     values["memory"] = read_peak_memory(run.device)
     rates = {f"{group['initial_lr']:g}": float(group["lr"]) for group in run.optimizer.param_groups}
     if len(rates) > 1:

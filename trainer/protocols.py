@@ -718,6 +718,8 @@ class PerturbsWeights(Protocol):
     def __call__(self, weight: Tensor, offset: Tensor, gradient: Tensor) -> Tensor:
         """Return the next offset of a weight from its value; all tensors have the weight's shape.
 
+        With `shard`, they are `DTensor`: torch's operations on them see the complete weight, as norms do.
+
         Args:
             weight: The weight as it is trained.
             offset: Its present offset; 0 at first.

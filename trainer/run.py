@@ -195,6 +195,18 @@ class Run:
             output: Tensor = self.model(**batch.inputs)
         return output
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        """The forward and backward passes of a step, and the step, counted from 0, from which there are so many."""
+        if self.moved_weights is not None:
+            return self.moved_weights.passes, self.moved_weights.method.start_steps
+        return (1, 0) if self.consistency is None else (2, self.consistency.start_steps)
+
+    def passes_at(self, step: int) -> int:
+        """Return the forward and backward passes of a step, counted from 0; one comes before all others."""
+        count, start = self.passes
+        return count if step >= start else 1
+
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules of the run by name: `model` and, if present, `loss`, `ema` and `ema_loss`."""
         modules = {"model": self.model}

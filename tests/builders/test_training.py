@@ -140,10 +140,18 @@ def test_checking_names_changes_no_random_number_and_logs_nothing(
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("task=masked_lm",), ("task=causal_lm", "model=decoder")], ids=["texts", "masked", "decoder"]
+    ("overrides", "passes"),
+    [
+        ((), 1),
+        (("task=masked_lm",), 1),
+        (("task=causal_lm", "model=decoder"), 1),
+        (("perturb=pgd", "perturb.moves=2", "perturb.start=1"), 3),
+        (("perturb=r_drop", "perturb.start=1", "model.dropout=0.1"), 2),
+    ],
+    ids=["texts", "masked", "decoder", "pgd", "r_drop"],
 )
 def test_utilization_is_logged_if_the_peak_is_known_and_changes_no_weight(
-    overrides: tuple[str, ...], data: list[str]
+    overrides: tuple[str, ...], passes: int, data: list[str]
 ) -> None:
     job = job_of(*data, *TINY, "train.duration=3", "checkpoint.every=100", "train.eval_every=100", *overrides)
     weights, logged = [], []
@@ -161,9 +169,10 @@ def test_utilization_is_logged_if_the_peak_is_known_and_changes_no_weight(
         logged.append([values for event, _, values in report.events if event == "train"])
 
     assert not any("mfu" in values for values in logged[0])
-    for values in logged[1]:
+    for values, factor in zip(logged[1], (1, passes, passes), strict=True):
         samples, tokens = values["samples_per_second"], values["tokens_per_second"]
-        assert values["mfu"] == used.flops.per_second(samples, tokens) / 1e12  # type: ignore[union-attr]
+        expected = factor * used.flops.per_second(samples, tokens) / 1e12  # type: ignore[union-attr]
+        assert values["mfu"] == pytest.approx(expected, rel=1e-12)
         assert values["mfu"] > 0
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name])

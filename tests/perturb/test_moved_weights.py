@@ -1,6 +1,7 @@
 """The second part of a step: the gradient at moved weights is added, and nothing else ever sees these weights."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.support.perturbed import CPU, Words, add_to, fgm, gradients_of, mean_loss, pgd, run_on, word_batches
+from tests.support.perturbed import (
+    CPU,
+    METHODS,
+    Words,
+    add_to,
+    fgm,
+    gradients_of,
+    mean_loss,
+    pgd,
+    run_on,
+    word_batches,
+)
+from tests.support.ranks import call_ranks
 from trainer.errors import ConfigError
 from trainer.loop import compute_gradients, update_weights
 from trainer.perturb.moved_weights import MovedWeights, select_weights, unit
 from trainer.precision import Precision
 from trainer.protocols import Batch
 from trainer.prune.masks import Masks
+from trainer.ranks import Ranks
 from trainer.run import Run
+from trainer.sharding import gather_shards
 
 
 def weights_of(run: Run) -> dict[str, Tensor]:
@@ -62,6 +77,27 @@ def test_micro_batches_have_the_gradient_of_one_large_batch(sizes: list[int], na
 
     for key, gradient in at_once.items():
         torch.testing.assert_close(accumulated[key], gradient, rtol=0, atol=1e-13)
+
+
+def gradients_in_shards(ranks: Ranks) -> dict[str, dict[str, Tensor]]:
+    """Return the gradients of a step by each method; a process has one micro-batch and some rows of each weight."""
+    gradients = {}
+    for name, method in METHODS.items():
+        batches = word_batches([5, 2])[ranks.rank :][:1]
+        run = run_on(batches, method, ranks=ranks)
+        before = {key: gather_shards(weight.detach()).clone() for key, weight in run.model.named_parameters()}
+        compute_gradients(run, 0, batches)
+        assert all(torch.equal(gather_shards(run.model.get_parameter(key)), each) for key, each in before.items())
+        parameters = run.model.named_parameters()
+        gradients[name] = {key: gather_shards(each.grad) for key, each in parameters if each.grad is not None}
+    return gradients
+
+
+def test_weights_in_shards_move_by_the_norms_of_complete_weights(tmp_path: Path) -> None:
+    for gradients in call_ranks(gradients_in_shards, 2, tmp_path):
+        for name in METHODS:
+            for key, expected in gradients_of(word_batches([5, 2]), name).items():
+                torch.testing.assert_close(gradients[name][key], expected, rtol=0, atol=1e-14)
 
 
 def test_the_moved_pass_has_the_dropout_of_the_first_one() -> None:

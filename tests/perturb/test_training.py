@@ -42,8 +42,11 @@ def test_micro_batches_and_packing_do_not_change_the_run(data: list[str], tmp_pa
     assert not torch.equal(weights(tmp_path / "plain")["head.weight"], weights(tmp_path / "whole")["head.weight"])
 
 
-def test_without_moves_the_run_is_the_plain_run(data: list[str], tmp_path: Path) -> None:
+def test_without_moves_the_run_is_the_plain_run(
+    data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert train(tmp_path / "late", *data, "perturb=fgm", f"perturb.start={STEPS}") == 0
+    assert f"perturb.start={STEPS} is the end of the run: no step is left" in caplog.text
     assert train(tmp_path / "plain", *data) == 0
 
     assert all(

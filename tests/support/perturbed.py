@@ -15,7 +15,9 @@ from trainer.perturb.fgm import Fgm
 from trainer.perturb.moved_weights import MovedWeights, select_weights
 from trainer.perturb.pgd import Pgd
 from trainer.protocols import Batch, PerturbsWeights
+from trainer.ranks import Ranks
 from trainer.run import Run
+from trainer.sharding import Sharding
 
 CPU = torch.device("cpu")
 
@@ -70,15 +72,21 @@ def run_on(
     dtype: torch.dtype = torch.float64,
     dropout: float = 0.0,
     model_type: type[Words] = Words,
+    ranks: Ranks | None = None,
 ) -> Run:
-    """Return a run of `Words`, in evaluation mode, so that samples do not mix."""
+    """Return a run of `Words`, in evaluation mode, so that samples do not mix.
+
+    With `ranks`, its weights are in shards.
+    """
     torch.manual_seed(0)
     model = model_type(dropout).to(dtype).eval()
+    if ranks is not None:
+        Sharding(ranks, ranks.size, CPU).shard(model)
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     moved = None if method is None else MovedWeights(method, model, select_weights(method, model))
-    return make_run([batches], model=model, optimizer=optimizer, moved_weights=moved)
+    return make_run([batches], model=model, optimizer=optimizer, moved_weights=moved, ranks=ranks or Ranks())
 
 
 def gradients_of(batches: list[Batch], name: str | None) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "micro_batch": -(-job.train.batch_size // training.run.loader.accumulate),
         "token_budget": _token_budget(training.run),
         "draws": measure_draws(training.run.loader.plan.sampler),
-        "passes": _passes(training.run),
+        "passes": dict(zip(("count", "start"), training.run.passes, strict=True)),
         "steps_per_epoch": steps.per_epoch,
         "last_batch_of_epoch": rows - (steps.per_epoch - 1) * job.train.batch_size,
         "total_steps": steps.total,
@@ -162,13 +162,6 @@ def _steps(job: TrainJob, training: Training) -> Document:
         "every": every,
         "times": {name: -(-steps.total // interval) for name, interval in every.items()},
     }
-
-
-def _passes(run: Run) -> Document:
-    """Return the forward and backward passes of a step, and the step, counted from 0, from which there are so many."""
-    if run.moved_weights is not None:
-        return {"count": run.moved_weights.passes, "start": run.moved_weights.method.start_steps}
-    return {"count": 1, "start": 0} if run.consistency is None else {"count": 2, "start": run.consistency.start_steps}
 
 
 def _token_budget(run: Run) -> Document | None:

@@ -73,6 +73,8 @@ def convert_durations(group: str, part: Document, steps_per_epoch: int, total_st
             steps = config[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
             if steps > total_steps:
                 logger.warning("%s.%s=%s is longer than the run of %d steps", group, key, value, total_steps)
+            elif key == "start" and steps == total_steps:
+                logger.warning("%s.%s=%s is the end of the run: no step is left", group, key, value)
         else:
             config[key] = value
     return config

@@ -77,8 +77,6 @@ def _validate_parts(config: Mapping[str, Any]) -> Iterator[str]:
         yield format_error("optimizer", "does not support shard", remedy, value=target)
     if config.get("prune") is not None:
         yield format_error("prune", "does not support shard", _WITHOUT_SHARDS)
-    if config.get("perturb") is not None:
-        yield format_error("perturb", "does not support shard", _WITHOUT_SHARDS)
     model = config.get("model")
     if isinstance(model, Mapping) and model.get("head_dropout") not in (None, 0):
         yield format_error("model.head_dropout", "does not support shard", _WITHOUT_SHARDS, value=model["head_dropout"])

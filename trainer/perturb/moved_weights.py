@@ -18,7 +18,8 @@ class MovedWeights:
 
     Each pass repeats the micro-batches of the step with the same random numbers, so r increases the very loss whose
     gradient it follows. The weights and the buffers are restored from copies, also after an error, so that nothing else
-    ever reads moved weights: no update, no average, no checkpoint, no evaluation.
+    ever reads moved weights: no update, no average, no checkpoint, no evaluation. A weight in shards is moved by the
+    norms of the complete weight.
 
     Args:
         method: What moves a weight.
