@@ -20,10 +20,17 @@ from tests.support.jobs import TINY, WORDS, events, rows, working_in, write_csv
 from trainer.cli import main
 from trainer.commands.init_parts import PARTS
 from trainer.config.command import check_command
+from trainer.serve.model import ServedModel
 
 ROWS = rows(120)
 TEXTS = [text for text, _ in ROWS]
 TAGGED = [(text.split(), ["B-tool" if word in WORDS["tool"] else "O" for word in text.split()]) for text in TEXTS]
+
+
+DIALOGS = [
+    {"instruction": f"Reverse {n}.", "input": text if n % 3 else "", "output": text[::-1]}
+    for n, text in enumerate(TEXTS)
+]
 
 
 @pytest.fixture
@@ -120,8 +127,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
     "blocks.txt": (text("\n\n".join(f"{text}\nand\nmore" for text in TEXTS)), "causal_lm", {"documents": "blank"}),
     "texts.csv": (table("text", [[text] for text in TEXTS]), "causal_lm", {"text": "text"}),
     "chat.jsonl": (json_lines(*({"id": n, "messages": [{"role": "user", "content": text}]} for n, text in enumerate(TEXTS))), "causal_lm", {"text": "messages"}),
-    "chat.csv": (table("conversations source", [[json.dumps([{"from": "human", "value": text}]), "ab"[n % 2]] for n, text in enumerate(TEXTS)]), "causal_lm", {"text": "conversations"}),
-    "answers.jsonl": (json_lines(*({"instruction": f"{n} {' '.join((text.split() * 9)[:8])}", "output": f"it is one {label} of those we saw"} for n, (text, label) in enumerate(ROWS))), "sentence_embedding", {"text": "instruction"}),
+    "chat.csv": (table("conversations source", [[json.dumps([{"from": "human", "value": text}]), "ab"[n % 2]] for n, text in enumerate(TEXTS)]), "text_classification", {"text": "conversations"}),
+    "alpaca.jsonl": (json_lines(*DIALOGS), "causal_lm", {"text": ["instruction", "input", "output"]}),
+    "prompts.csv": (table("id Completion Prompt", [[n, f"it is {n}", text] for n, text in enumerate(TEXTS)]), "causal_lm", {"text": ["Prompt", "Completion"]}),
+    "sentiment.csv": (table("prompt completion", [[text, label] for text, label in ROWS]), "text_classification", {"text": "prompt", "label": "completion"}),
+    "dialogs.jsonl": (json_lines(*({"prompt": [{"role": "user", "content": text}], "completion": [{"role": "assistant", "content": text[::-1]}]} for text in TEXTS)), "causal_lm", {"text": ["prompt", "completion"]}),
     "photos": (images((16,)), "image_classification", {"root": "photos"}),
     "sizes": (images((16, 40, 70)), "image_classification", {"root": "sizes"}),
     "splits": (split_files, "text_classification", {"train": "splits/train.csv", "validation": "splits/dev.csv", "test": "splits/test.csv"}),
@@ -170,6 +180,27 @@ def test_texts_with_labels_train_with_the_printed_commands(folder: Path, capsys:
     assert (plan, train) == (["plan", "experiment=a"], ["train", "experiment=a"])
     assert main([*train, *TINY, "run.dir=run", "train.duration=2"]) == 0
     assert events(folder / "run", "end")[-1]["step"] == 2
+
+
+@pytest.mark.slow
+def test_prompts_and_answers_are_one_text_wherever_they_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, train = propose("alpaca.jsonl", capsys)
+    assert "and are left out" not in capsys.readouterr().out
+    small = ["train.duration=2", "model.depth=1", "model.dim=16", "model.heads=2", "task.vocab_size=200"]
+    plain = ["logger.console=none", "logger.tensorboard=false", "device=cpu", "run.dir=run", "export.formats=[onnx]"]
+    assert main([*train, *small, *plain]) == 0
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in DIALOGS[:3]), encoding="utf-8")
+    assert main(["predict", "run=run", "input=rows.jsonl", "output=predicted.jsonl"]) == 0
+    predicted = [json.loads(line) for line in (folder / "predicted.jsonl").read_text("utf-8").splitlines()]
+    text = f"instruction: Reverse 0.\noutput: {TEXTS[0][::-1]}"
+    served = ServedModel(folder / "run" / "export")
+    answers = served.answer([served.parse(row) for row in [*DIALOGS[:3], text]], 5)
+    assert answers[3] == answers[0]
+    for answer, row in zip(answers, predicted, strict=False):
+        assert answer["perplexity"] == pytest.approx(row["perplexity"], rel=1e-4)
+    assert [column["name"] for column in served.describe()["columns"]] == ["instruction", "input", "output"]
 
 
 def test_columns_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +292,15 @@ def test_values_with_special_characters_stay_values(folder: Path) -> None:
     command = check_command("train", ["experiment=od_d_x_1"])
     assert command.single is not None
     assert command.single.config["data"]["train"] == name
+
+
+def test_names_that_no_config_can_contain_are_refused_before_writing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table("text label", [[*row] for row in ROWS])(Path("my${x}.csv"))
+    assert main(["init", "my${x}.csv"]) == 2
+    assert "data.train: must not contain ${" in capsys.readouterr().err
+    assert not Path("conf").exists()
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])

@@ -1,4 +1,5 @@
 import json
+import runpy
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +22,11 @@ from trainer.data.cells import (
     encode_png,
     image_digest,
     is_number,
+    join_columns,
     parse_number,
     split_key,
 )
+from trainer.export.bundle import rows
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -40,13 +43,27 @@ def test_cells_become_strings() -> None:
 def test_conversations_become_texts() -> None:
     parse = cell_parser("text", "|")
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello\nyou", "weight": 1}]
-    assert parse(messages) == parse(json.dumps(messages)) == "user: Hi\nassistant: Hello\nyou"
+    assert parse(messages) == "user: Hi\nassistant: Hello\nyou"
     assert parse([{"from": "human", "value": "Hi"}]) == "human: Hi"
-    for text in ('["a"]', "[1]", '[{"role": "user"}]', '[{"role": "user", "content": "a"}', "[]", '[{"a": 1}]'):
+    for text in ('["a"]', json.dumps(messages), "[]"):
         assert parse(text) == text
     for part, message in (({"role": "tool", "content": None}, "content"), ({"role": 1, "content": "a"}, "role")):
         with pytest.raises(ValueError, match=f"the {message} of message 2 must be a text"):
             parse([messages[0], part])
+
+
+def test_several_columns_become_one_text() -> None:
+    names = ["instruction", "input", "output"]
+    assert join_columns(["Add.", "1 2", 3.0], names) == "instruction: Add.\ninput: 1 2\noutput: 3"
+    assert join_columns(["Say hi.", " ", None], names) == "instruction: Say hi."
+    assert join_columns([NAN, "", None], names) is None
+    conversation = [[{"role": "user", "content": "Hi"}], None, "Hello"]
+    assert join_columns(conversation, names) == "user: Hi\noutput: Hello"
+    exported = runpy.run_path(str(Path(rows.__file__)))
+    for cells in (["Add.", "1 2", 3.0], ["Say hi.", " ", None], [None, "", None], conversation, [True, 0.5, "[1]"]):
+        joined = exported["pick"](dict(zip(names, cells, strict=True)), {"text": names})["text"]
+        assert joined == (join_columns(cells, names) or "")
+    assert exported["as_document"]([{"from": "human", "value": "Hi"}] * 2) == "human: Hi\nhuman: Hi"
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", "\ud83d"])

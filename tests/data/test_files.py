@@ -443,6 +443,8 @@ def test_cache_folder_that_cannot_be_written_is_one_message() -> None:
         ({"train": []}, "train"),
         ({"validation": ["a.csv", ""]}, "validation"),
         ({"label": "text"}, "label"),
+        ({"text": ["a", "label"]}, "label"),
+        ({"text": ["a", "a"]}, "text"),
         ({"split": {"validation": 0.1}}, "split"),
         ({"split": SHARES | {"dev": 0.1}}, "split"),
         ({"split": SHARES | {"test": 1}}, "split.test"),

@@ -17,10 +17,11 @@ from trainer.commands.init_proposal import Look, Proposal, look_at_table
 from trainer.config.groups import groups_in, is_local, own_folder
 from trainer.config.jobs import InitJob
 from trainer.config.json_schema import is_schema, write_schema
+from trainer.config.trust import literal_problems
 from trainer.data.profile import profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.display import escape_controls, print_lines
-from trainer.errors import ConfigError, DataError, format_error
+from trainer.errors import ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import Document, expand_home
 
 EXPERIMENTS = Path("conf", "experiment")
@@ -51,6 +52,7 @@ def run(job: InitJob, config: Document) -> None:
     if not job.ask:
         _check_name(name)
     look = _look(path, job.target, job.text)
+    raise_if_any(*literal_problems({setting.key: setting.value for setting in look.proposal.settings}))
     if job.ask:
         look = _look_again(look, path, job)
         name = _ask("name of the experiment", name)
@@ -137,7 +139,9 @@ def _check_is_free(file: Path, *, force: bool) -> None:
 def _look_again(look: Look, path: Path, job: InitJob) -> Look:
     """Ask for the columns of a table, and return its look with the answers."""
     print_lines(*look.lines, f"proposal: {look.proposal.summary}", to=sys.stdout)
-    proposed = {_KEYS[role]: names[0] for role, names in look.proposal.roles.items() if role in _KEYS}
+    proposed = {
+        _KEYS[role]: names[0] for role, names in look.proposal.roles.items() if role in _KEYS and len(names) == 1
+    }
     answers = {key: _ask(f"column of {key}", name) for key, name in proposed.items()}
     if answers == proposed:
         return look

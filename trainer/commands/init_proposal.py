@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -33,6 +32,15 @@ _TARGET_NAMES = (
 
 _TEXT_NAMES = ("text", "content", "sentence", "review", "body", "message", "comment", "document", "question", "title")
 _SCORE_NAMES = ("score", "similarity", "sim", "relatedness")
+_DIALOG_NAMES = (
+    ("system", "system_prompt"),
+    ("instruction", "prompt"),
+    ("input", "context"),
+    ("output", "completion", "response", "answer"),
+)
+"""Names of the columns of a prompt and its answer, in the order in which a language model reads them."""
+
+_DIALOG_KINDS = ("text", "messages", "class", "constant", "identifier", "number")
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,9 @@ class Proposal:
 
 
 def _as_yaml(value: object) -> str:
-    """Return a value in one line of YAML in which nothing is an interpolation."""
-    text = yaml.safe_dump(_escaped(value), default_flow_style=True, width=10**9, allow_unicode=True)
+    """Return a value in one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def look_at_table(table: TableProfile, target: str | None, text: str | None) -> Look:
@@ -134,7 +136,7 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
 def _incomplete_notes(table: TableProfile, roles: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Yield a note for each column whose empty cells cost the job their rows."""
     for role, names in roles.items():
-        for name in names if role not in ("features", "labels") else ():
+        for name in names if role not in ("features", "labels") and names[1:] == [] else ():
             if missing := table.num_rows - len(_column(table, role, name).cells):
                 yield f"{missing:,} rows have no {name} and are left out"
 
@@ -153,6 +155,8 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
     if table.num_rows < _LEAST_ROWS:
         problem, remedy = f"has only {table.num_rows} rows", f"Collect at least {_LEAST_ROWS}, better some hundreds"
         raise DataError(format_error(str(table.path), problem, remedy))
+    if target is None and text is None and (dialog := _dialog_columns(table)):
+        return _propose_dialog(table, dialog)
     if (messages := table.of_kind("messages")) and target is None and text is None:
         return _propose_language_model(table, messages[0])
     texts = _texts(table, text, target)
@@ -347,12 +351,30 @@ def _propose_language_model(table: TableProfile, text: ColumnProfile) -> Proposa
     return _proposal(table, summary, "causal_lm", settings, {"text": text.name})
 
 
+def _dialog_columns(table: TableProfile) -> list[ColumnProfile]:
+    """Return the columns of a prompt and its answer in the order of `_DIALOG_NAMES`; none for other tables."""
+    by_name = {column.name.lower(): column for column in table.columns if column.kind in _DIALOG_KINDS}
+    parts = [next((by_name[name] for name in names if name in by_name), None) for names in _DIALOG_NAMES]
+    _, prompt, _, answer = parts
+    if prompt is None or answer is None or answer.can_be_class or answer.kind == "constant":
+        return []
+    return [column for column in parts if column is not None]
+
+
+def _propose_dialog(table: TableProfile, columns: Sequence[ColumnProfile]) -> Proposal:
+    names = [column.name for column in columns]
+    summary = f"Learn to answer the texts in {' and '.join(names[:-1])} with {names[-1]}"
+    comment = "a row is one text, with a line `column: cell` for each cell that is not empty"
+    settings = [Setting("data.text", names, comment), *language_model_sizes()]
+    return _proposal(table, summary, "causal_lm", settings, {"text": names})
+
+
 def _proposal(
     table: TableProfile,
     summary: str,
     task: str,
     settings: Sequence[Setting],
-    roles: dict[str, str],
+    roles: Mapping[str, str | list[str]],
     *,
     model: str | None = None,
     loss: str | None = None,
@@ -364,7 +386,8 @@ def _proposal(
     columns = [setting for setting in settings if setting.key.startswith("data.")]
     others = [setting for setting in settings if not setting.key.startswith("data.")]
     ordered = [*first, *columns, *split_settings(table.num_rows), *others, *length_settings(table.num_rows)]
-    listed = {role: [name] for role, name in roles.items()} | ({"features": list(features)} if features else {})
+    listed = {role: [name] if isinstance(name, str) else name for role, name in roles.items()}
+    listed |= {"features": list(features)} if features else {}
     return Proposal(_one_line(summary), task, "files", ordered, model, loss, listed)
 
 

@@ -151,7 +151,10 @@ def prediction_config(written: Document, job: TrainJob, task: Task) -> Document:
         The keys `task`, `data` and `loader` of the config.
     """
     columns = _find_columns(written["data"])
-    known = {role: columns[role] for role in task.input_columns() if isinstance(columns.get(role), str)}
+    types = {"text": (str, list)}  # a text may have several columns
+    known = {
+        role: columns[role] for role in task.input_columns() if isinstance(columns.get(role), types.get(role, str))
+    }
     cells = {key: job.data.get(key, default) for key, default in _CELL_FORMAT.items()}
     return {
         # The task's state contains the tokenizer.

@@ -79,7 +79,7 @@ def literal_problems(config: Mapping[str, Any]) -> list[str]:
     Args:
         config: The config, resolved except for references to the environment.
     """
-    remedy = "Rename the file or folder, or write the value without ${"
+    remedy = "Rename the file, folder or column, or write the value without ${"
     return [
         format_error(path, "must not contain ${, because no run with such a config can be used", remedy, value=text)
         for path, text in _texts(config)

@@ -167,12 +167,7 @@ def shorten(value: object) -> str:
 
 
 def as_messages(cell: object) -> Sequence[Mapping[str, object]] | None:
-    """Return the chat messages that a cell contains, as a list or as its JSON text; None for any other cell."""
-    if isinstance(cell, str) and cell.lstrip().startswith("[") and cell.rstrip().endswith("}]"):
-        try:
-            cell = json.loads(cell)
-        except JSON_ERRORS:
-            return None
+    """Return a cell that is a list of chat messages; None for any other cell, even for a text that is JSON."""
     if not isinstance(cell, Sequence) or isinstance(cell, str | bytes) or not cell:
         return None
     has_keys = (isinstance(each, Mapping) and any({*keys} <= each.keys() for keys in _MESSAGE_KEYS) for each in cell)
@@ -195,6 +190,19 @@ def join_messages(messages: Sequence[Mapping[str, object]]) -> str:
             raise ValueError(f"the {part} of message {number} must be a text")
         lines.append(f"{as_text(role)}: {as_text(content)}")
     return "\n".join(lines)
+
+
+def join_columns(cells: Sequence[object], names: Sequence[str]) -> str | None:
+    """Return several cells as one text, with a line `column: cell` for each cell that has a value.
+
+    Chat messages have their own lines `role: content`, without the name of the column.
+
+    Raises:
+        ValueError: A cell is no text.
+    """
+    texts = [(name, _parse_text(cell), as_messages(cell)) for name, cell in zip(names, cells, strict=True)]
+    lines = [text if messages else f"{name}: {text}" for name, text, messages in texts if text is not None]
+    return "\n".join(lines) or None
 
 
 def _parse_text(value: object) -> str | None:

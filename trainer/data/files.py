@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from annotated_types import Len
+from annotated_types import Len, MinLen
 
 from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.cells import (
@@ -57,7 +57,7 @@ class Files(FileSource):
         validation: Files of the validation split, or of several validation sets by name; None holds out a share of the
             training files.
         test: Files of the test split; None holds out a share of the training files.
-        text: The column of the texts.
+        text: The column of the texts, or several whose cells become the lines `column: cell` of one text.
         label: The column of the labels; numbers become strings.
         columns: The column of every other role; `value` and `features` may have several. `features` None takes all
             columns without another requested role; any other role None has no column.
@@ -80,7 +80,8 @@ class Files(FileSource):
         *GROUPED_SPLIT_RULES,
         *COLUMN_RULES,
         TIME_RULE,
-        Rule("text != label", "label", "must differ from data.text"),
+        Rule("label not in (text if isinstance(text, list) else [text])", "label", "must differ from data.text"),
+        Rule("not isinstance(text, list) or len(set(text)) == len(text)", "text", "must not name a column twice"),
         Rule("separator not in ['\\n', '\\r']", "separator", "must not be a line break"),
         Rule("quote not in ['\\n', '\\r']", "quote", "must not be a line break"),
         Rule(
@@ -94,7 +95,7 @@ class Files(FileSource):
         train: DataFiles,
         validation: ValidationFiles | None,
         test: DataFiles | None,
-        text: NonEmptyStr,
+        text: NonEmptyStr | Annotated[list[NonEmptyStr], MinLen(1)],
         label: NonEmptyStr,
         columns: RoleColumns,
         split: GroupedShares,

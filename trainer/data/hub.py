@@ -59,8 +59,8 @@ class Hub:
         name: The configuration, if the data set has several.
         revision: A branch, tag or commit of the hub; None for the newest.
         splits: The data set's names of `train`, `validation` and `test`; None holds out a share of training.
-        columns: The column of each role; `value` and `features` may have several. `features` None takes all columns
-            without another requested role; any other role None has no column.
+        columns: The column of each role; `text`, `value` and `features` may have several. `features` None takes
+            all columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
             column whose values stay together, in one split and in one fold; `time`: the column whose newest rows are
             held out; `stratify`: the column of the classes that each give their shares; None without one.

@@ -210,6 +210,12 @@ def profile_table(path: Path) -> TableProfile:
     if not is_whole:
         notes.append(f"only the first {len(rows):,} rows were looked at")
     columns = [profile_column(name, cells) for name, cells in zip(usable, zip(*rows, strict=True), strict=True)]
+    notes += [
+        f"{column.name} contains chat messages as texts in JSON, which are read as they are written; lists of "
+        "messages in a JSON Lines or Parquet file become lines `role: content`"
+        for column in columns
+        if column.kind == "text" and as_messages(_parse_list(column.cells[0])) is not None
+    ]
     return TableProfile(path, columns, len(rows), is_whole, separator, notes, rows[:_MAX_CHECKED])
 
 
@@ -221,7 +227,8 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
         return _profile_messages(name, [each for each in messages if each is not None])
     if isinstance(first, str) and first.startswith("["):
         parsed = list(map(_parse_list, present))
-        present, first = (parsed, parsed[0]) if all(isinstance(cell, list) for cell in parsed) else (present, first)
+        is_list = all(isinstance(cell, list) for cell in parsed) and as_messages(parsed[0]) is None
+        present, first = (parsed, parsed[0]) if is_list else (present, first)
     if isinstance(first, Sequence) and not isinstance(first, str | bytes):
         parts = [part for cell in present if isinstance(cell, Sequence) for part in cell]
         if parts and all(isinstance(part, Mapping) for part in parts):

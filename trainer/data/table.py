@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -25,6 +26,7 @@ from trainer.data.cells import (
     classes_in,
     has_repeated_label,
     is_number,
+    join_columns,
     parse_boolean,
     parse_number,
     split_key,
@@ -36,7 +38,7 @@ from trainer.errors import DataError, RowErrors, did_you_mean, format_error, rai
 from trainer.layout import expand_home
 
 ColumnNames = Mapping[str, str | Sequence[str] | None]
-"""The column of each role; `value` and `features` may have several. None for a role without a column."""
+"""The column of each role; `text`, `value` and `features` may have several. None for a role without a column."""
 
 Record = tuple[int, str, Sequence[object]]
 """The column `row`, the place for a message (`my.csv, row 18`), and a value for each column."""
@@ -46,9 +48,14 @@ RoleColumns: TypeAlias = Mapping[str, NonEmptyStr | Annotated[list[NonEmptyStr],
 
 COLUMN_RULES = (
     Rule(
-        "not any(isinstance(columns[role], list) and role not in ['value', 'features'] for role in columns)",
+        "not any(isinstance(columns[role], list) and role not in ['text', 'value', 'features'] for role in columns)",
         "columns.*",
-        "must be one column, except for value and features, which may be lists of columns",
+        "must be one column, except for text, value and features, which may be lists of columns",
+    ),
+    Rule(
+        "not isinstance(columns['text'], list) or len(set(columns['text'])) == len(columns['text'])",
+        "columns.text",
+        "must not name a column twice",
     ),
     Rule(
         "not isinstance(columns['value'], list) or len(set(columns['value'])) == len(columns['value'])",
@@ -75,7 +82,6 @@ _GARBLED = (
 )
 """UTF-8 of quotes, dashes and frequent letters after it was read as Windows-1252."""
 
-_MULTI_COLUMN_ROLES = ("value", "features")
 _MAX_LISTED = 20
 
 
@@ -285,8 +291,10 @@ class Table:
         parts: list[tuple[str, int | slice, CellParser]] = []
         start = 0
         for role, names in self.names.items():
-            several = role in _MULTI_COLUMN_ROLES
+            several = self._takes_list(role)
             own: dict[str, CellParser] = {"features": self._parse_features, TIME: self.time}
+            if several:
+                own["text"] = partial(join_columns, names=names)
             parse = own.get(role) or cell_parser(role, self.separator)
             parts.append((role, slice(start, start + len(names)) if several else start, parse))
             start += len(names)
@@ -313,6 +321,10 @@ class Table:
                 continue
             yield sample._replace(key=values[GROUP]) if GROUP in values else sample
         errors.raise_if_any()
+
+    def _takes_list(self, role: str) -> bool:
+        """Return whether the parser of a role takes a list of cells."""
+        return role in ("value", "features") or (role == "text" and len(self.names[role]) > 1)
 
     def _check_sample(self, place: str, values: dict[str, Any], num_values: int, folder: Path | None) -> str | None:
         """Check conditions between values; make an image path absolute and return the key of the image's content."""
@@ -352,11 +364,13 @@ class Table:
     def _cell_error(self, place: str, role: str, cells: Any, error: ValueError) -> DataError:
         """Return the error for the cell of a role, or for the first of its cells that cannot be used."""
         column, problem = self.names[role][0], str(error)
-        if role in _MULTI_COLUMN_ROLES:
-            parse_values = cell_parser("value", self.separator)
+        if self._takes_list(role):
+            parse = cell_parser(role, self.separator)
             for column, cell in zip(self.names[role], cells, strict=True):
                 try:
-                    self._parse_feature(column, cell) if role == "features" else parse_values([cell])
+                    self._parse_feature(column, cell) if role == "features" else parse(
+                        [cell] if role == "value" else cell
+                    )
                 except ValueError as cell_error:
                     problem = str(cell_error)
                     break

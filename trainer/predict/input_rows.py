@@ -81,9 +81,11 @@ class RowFormat:
         fields: dict[str, object] = {_NUMBER: number} if _NUMBER in self.keep else {}
         return fields | {f"input_{name}": value for name, value in zip(self.kept_columns, kept, strict=False)}
 
-    def table(self) -> Table:
-        """Return the columns of a table that have the roles."""
+    def table(self, *, lines: bool = False) -> Table:
+        """Return the columns of a table that have the roles; on a line, a text of several columns is written whole."""
         columns = {role: self.columns.get(role) or role for role in self.roles}
+        if lines and isinstance(columns.get("text"), list):
+            columns["text"] = "text"
         if "features" in self.roles:
             columns["features"] = list(self.numeric)
         table = Table.for_roles(
@@ -117,9 +119,9 @@ def read_rows(source: Path | str | None, row_format: RowFormat) -> InputRows:
 
 def rows_of_values(values: Iterable[object], row_format: RowFormat) -> InputRows:
     """Yield the rows of values in memory: texts as on lines of a file, and mappings from column to cell."""
-    table = row_format.table()
+    tables = {is_line: row_format.table(lines=is_line) for is_line in (False, True)}
     for number, value in enumerate(values, 1):
-        location = f"row {number}"
+        location, table = f"row {number}", tables[isinstance(value, str)]
         if isinstance(value, str) and len(table.columns) == 1:
             cells: Sequence[object] | DataError = [value]
         else:
@@ -188,7 +190,7 @@ def _read_records(path: Path, row_format: RowFormat) -> InputRows:
 
 
 def _read_lines(lines: Iterator[str | DataError | None], name: str, row_format: RowFormat, folder: Path) -> InputRows:
-    table = row_format.table()
+    table = row_format.table(lines=True)
     number = 0
     for line in lines:
         if line is None:

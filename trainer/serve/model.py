@@ -83,6 +83,9 @@ class ServedModel:
         reading = self.folder.load("rows.py")
         self._pick, self.reason_of = reading["pick"], reading["reason_of"]
         self._columns = self._predictor.columns()
+        self._column_names = [  # a text may have several
+            name for column in self._columns.values() for name in ([column] if isinstance(column, str) else column)
+        ]
         self._encoding, self._computing = Lock(), Lock()  # a tokenizer serves one thread at a time
 
     @property
@@ -114,7 +117,7 @@ class ServedModel:
             row: Row = self._predictor.reader.read_line(item)
             return row
         if isinstance(item, str):
-            item = dict.fromkeys(self._columns.values(), item)
+            item = dict.fromkeys(self._column_names, item)
         row = self._pick(item, self._columns)
         return {**row, "image": decode_image(row["image"])} if self.rows == "images" else row
 
@@ -144,14 +147,16 @@ class ServedModel:
     def describe(self) -> dict[str, Any]:
         """Return what a client must know: the columns of a row, and an example of rows with their answers."""
         golden = read_document(self.folder.path / GOLDEN_ROWS) or {"rows": [], "answers": []}
-        examples = [self._request_row(row) for row in golden["rows"][:1]]
+        # Golden rows contain neither images in base64 nor the columns that were joined to a text.
+        has_example = self.rows != "images" and len(self._column_names) == len(self._columns)
+        examples = [self._request_row(row) for row in golden["rows"][:1]] if has_example else []
         return {
             "name": self.folder.path.resolve().parent.name,
             "file": self.file,
             "rows": self.rows,
             "answers": self.answers,
             "columns": self._describe_columns(),
-            "example": {"rows": examples, "answers": golden["answers"][:1]} if self.rows != "images" else None,
+            "example": {"rows": examples, "answers": golden["answers"][:1]} if has_example else None,
         }
 
     def _request_row(self, row: Row) -> Row:
@@ -161,7 +166,7 @@ class ServedModel:
     def _describe_columns(self) -> list[dict[str, Any]]:
         if self.rows != "tables":
             kinds = {"words": "words", "images": "image"}
-            return [{"name": name, "kind": kinds.get(self.rows, "text")} for name in self._columns.values()]
+            return [{"name": name, "kind": kinds.get(self.rows, "text")} for name in self._column_names]
         return [
             {"name": column["name"], "kind": column["kind"]}
             | ({"categories": column["categories"][:_MAX_CATEGORIES]} if column["kind"] != "number" else {})

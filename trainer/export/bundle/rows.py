@@ -78,7 +78,7 @@ def rows_of_csv(name: str, file: IO[str], columns: Row, csv_format: Row) -> Iter
     reader = csv.reader(file, strict=True, **csv_format)
     records = filter(None, reader)
     header = next(records, [])
-    if wrong := [column for column in columns.values() if header.count(column) != 1]:
+    if wrong := [column for column in column_names(columns) if header.count(column) != 1]:
         raise ValueError(
             f"needs one column {', '.join(map(repr, wrong))}. It has {', '.join(map(repr, header)) or 'none'}"
         )
@@ -108,9 +108,43 @@ def pick(item: Any, columns: Row) -> Row:
     """Return the values of `columns` by their names in a row. All columns must exist; a cell may be null or empty."""
     if not isinstance(item, dict):
         raise ValueError(f"expected an object in JSON, got {type(item).__name__}")
-    if absent := [column for column in columns.values() if column not in item]:
+    if absent := [column for column in column_names(columns) if column not in item]:
         raise ValueError(f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, item)) or 'none'}")
-    return {name: item[column] for name, column in columns.items()}
+    return {
+        name: item[column] if isinstance(column, str) else join_columns(item, column)
+        for name, column in columns.items()
+    }
+
+
+def column_names(columns: Row) -> list[str]:
+    """Return all columns; a text may have several."""
+    return [name for column in columns.values() for name in ([column] if isinstance(column, str) else column)]
+
+
+def join_columns(item: Row, names: list[str]) -> str:
+    """Return several cells as one text, as in training: a line `column: cell` for each cell that is not empty."""
+    cells = {name: item[name] for name in names if item[name] is not None and str(item[name]).strip()}
+    return "\n".join(
+        as_document(cell) if is_conversation(cell) else f"{name}: {as_text(cell)}" for name, cell in cells.items()
+    )
+
+
+def is_conversation(cell: object) -> bool:
+    """Return whether a cell is a list of chat messages."""
+    keys = ({"role", "content"}, {"from", "value"})
+    return isinstance(cell, list) and all(
+        isinstance(each, dict) and any(map(each.keys().__ge__, keys)) for each in cell
+    )
+
+
+def as_document(cell: Any) -> str:
+    """Return a text; chat messages become one as in training, with a line `role: content` for each."""
+    if not cell or not is_conversation(cell):
+        return as_text(cell)
+    return "\n".join(
+        ": ".join(map(as_text, (each["role"], each["content"]) if "content" in each else (each["from"], each["value"])))
+        for each in cell
+    )
 
 
 def place_row(place: str, source: Any, read: Callable[[Any], Row]) -> PlacedRow:

@@ -23,14 +23,14 @@ class Texts:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.as_text = folder.load("rows.py")["as_text"]
+        self.as_document = folder.load("rows.py")["as_document"]
 
     def read_line(self, line: str) -> Row:
         return {"text": line}
 
     def encode(self, rows: list[Row]) -> Inputs:
         for row in rows:
-            row["text"] = self.as_text(row["text"])
+            row["text"] = self.as_document(row["text"])
         encodings = open_tokenizer(self.folder).encode_batch([row["text"] for row in rows])
         return token_inputs([encoding.ids for encoding in encodings], self.folder)
 
@@ -46,7 +46,7 @@ class Pairs:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.as_text = folder.load("rows.py")["as_text"]
+        self.as_document = folder.load("rows.py")["as_document"]
 
     def read_line(self, line: str) -> Row:
         texts = line.split("\t")
@@ -58,7 +58,7 @@ class Pairs:
         tokenizer = open_tokenizer(self.folder)
         tokenizer.no_truncation()  # the tokenizer's own truncation is slow for long texts
         encodings = tokenizer.encode_batch(
-            [(self.as_text(row["text"]), self.as_text(row["text_pair"])) for row in rows]
+            [(self.as_document(row["text"]), self.as_document(row["text_pair"])) for row in rows]
         )
         kept = [kept_places(encoding, self.folder.max_length) for encoding in encodings]
         types = [[each.type_ids[place] for place in places] for each, places in zip(encodings, kept, strict=True)]
