@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from yaml import safe_load
 
 import trainer
 
@@ -80,6 +81,17 @@ def test_wheel_metadata(wheel: Path) -> None:
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert f"{folder}/licenses/LICENSE" in files(wheel)
     assert "trainer = trainer.cli:main" in entry_points
+
+
+def test_ci_runs_each_python_that_is_named_and_the_lowest_versions_on_the_lowest(wheel: Path) -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [text.removeprefix(prefix) for text in read_metadata(wheel).get_all("Classifier", []) if prefix in text]
+    workflow = safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text("utf-8"))
+    matrix = workflow["jobs"]["ci"]["strategy"]["matrix"]
+    assert matrix["python"] == named
+    assert matrix["include"] == [{"python": named[0], "make": "test-lowest"}]
+    targets = {line.partition(":")[0] for line in (REPOSITORY / "Makefile").read_text("utf-8").splitlines()}
+    assert {*matrix["make"][0].split(), "test-lowest"} <= targets
 
 
 def test_installed_package_finds_its_own_configs(wheel: Path, tmp_path: Path) -> None:
