@@ -199,7 +199,6 @@ def test_flipped_bit_in_a_shard_falls_back_to_the_checkpoint_before(sharded: Pat
         (["optimizer=muon", "model.depth=2"], "optimizer"),
         (["optimizer=adafactor"], "optimizer"),
         (["prune=l1"], "prune"),
-        (["model.head_dropout=0.5"], "model.head_dropout"),
         (["compile=true"], "compile"),
         (["model.channels_last=true"], "model.channels_last"),
     ],
@@ -264,6 +263,7 @@ ALTERNATIVES = {
     "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
     "embeddings that move": (["perturb=pgd", "perturb.moves=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
     "matrices that move": (["perturb=awp", "perturb.start=3", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    "masks of the head": (["model.head_dropout=0.5", "model.multi_sample_dropout=3"], 0.0),
     "two dropout masks": (["perturb=r_drop", "model.dropout=0.3"], 0.0),
 }
 

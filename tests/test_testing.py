@@ -240,6 +240,8 @@ def test_other_broken_parts_are_found() -> None:
     unused.more = nn.Linear(1, 1)
     with pytest.raises(AssertionError, match=r"without a gradient: more\.weight"):
         testing.check_model(unused, INPUTS["features"]())
+    with pytest.raises(AssertionError, match="ends_with_head: the outputs are not those of the layer head"):
+        testing.check_model(Doubled(nn.Linear(5, 2)), INPUTS["features"]())
     with pytest.raises(AssertionError, match="at least 0, got -"):
         testing.check_schedule(lambda step: 1 - step / 10, 20)
     calls: list[int] = []
@@ -257,6 +259,17 @@ class Wrapped(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         output: Tensor = self.layer(features)
         return output
+
+
+class Doubled(Wrapped):
+    ends_with_head = ("features",)
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.head = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        return 2 * super().forward(features)
 
 
 class Mixing(Wrapped):

@@ -200,6 +200,9 @@ class HasBatchStatistic(Protocol):
 
     It returns its value times the number of targets. Every device calls it with the same rows, so it must use no random
     numbers; only a device's own rows pass a gradient on. Micro-batches of one device are not joined.
+
+    So that jobs that need a sum are refused before torch is loaded, `is_batch_statistic` is a class attribute with a
+    literal value, or the class attribute `statistic_by` lists the values of keys with which it is True.
     """
 
     is_batch_statistic: bool
@@ -384,6 +387,7 @@ class Task(Stateful, Protocol):
 
     * `monitors`: the names of all metrics that `checkpoint.monitor` may name;
     * `shares_by`: the task's keys that turn training targets into `shares` if one of them is above 0;
+    * `outputs_by`: the task's key that sets the number of outputs, if null lets the model return its features;
     * `level`: `token` if the task needs a model with one output per token;
     * `tags_sequences`: True if each row of its targets (B, T) is a sequence of tags, see `NeedsSequences`.
     """
@@ -749,6 +753,16 @@ class ComparesOutputs(Protocol):
             ignore_index: Targets of this value are left out; None if the loss has none.
         """
         ...
+
+
+@runtime_checkable
+class EndsWithHead(Protocol):
+    """A model whose outputs are those of its linear layer `head`, which it calls once in each forward pass.
+
+    `ends_with_head` is a class attribute with a literal value: the `Inputs` for which this is so.
+    """
+
+    ends_with_head: tuple[Inputs, ...]
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.builders.contracts import check_contract
 from trainer.data.batches import Batches, BatchIndices
-from trainer.protocols import Batching, Loss, MetricSchedule, Schedule, Source, Task
+from trainer.protocols import Batching, EndsWithHead, Inputs, Loss, MetricSchedule, Schedule, Source, Task
 
 
 def _assert_close(first: Tensor, second: Tensor, message: str) -> None:
@@ -104,6 +104,23 @@ def check_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
             parameter.zero_()
         clone.load_state_dict(model.state_dict())
         assert torch.equal(clone(**inputs), whole), "the state of the model does not determine its outputs"
+        _check_head(model, inputs, whole)
+
+
+_INPUTS: Mapping[str, Inputs] = {"input_ids": "tokens", "pixel_values": "images", "features": "features"}
+
+
+def _check_head(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Tensor) -> None:
+    """Check that the outputs of a model are those of its layer `head`, if it declares so."""
+    head = getattr(model, "head", None)
+    declared = model.ends_with_head if isinstance(model, EndsWithHead) else ()
+    if not isinstance(head, nn.Module) or not any(_INPUTS.get(name) in declared for name in inputs):
+        return
+    calls: list[Tensor] = []
+    with head.register_forward_hook(lambda module, arguments, output: calls.append(output)):
+        model(**inputs)
+    assert len(calls) == 1, f"ends_with_head: a forward pass calls the layer head {len(calls)} times instead of once"
+    assert torch.equal(calls[0], outputs), "ends_with_head: the outputs are not those of the layer head"
 
 
 def check_schedule(schedule: Schedule, total_steps: int) -> None:

@@ -228,13 +228,13 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     ),
     "model.multi_sample_dropout": (
         (*TEXT, "loss=dice", "model.head_dropout=0.3", "model.multi_sample_dropout=4"),
-        "loss: .* Set model.multi_sample_dropout=1",
+        "model.multi_sample_dropout: .* Set model.multi_sample_dropout=1",
         ["model.multi_sample_dropout=1"],
     ),
     "model.head_dropout": (
         (*PAIRS, "model.head_dropout=0.3"),
-        "Set model.head_dropout=0 and",
-        ["model.head_dropout=0"],
+        "Set task.dim=128, or set model.head_dropout=0 model.multi_sample_dropout=1",
+        ["task.dim=128", "model.head_dropout=0"],
     ),
     "model.head_dropout of tied embeddings": (
         ("task=causal_lm", *TEXT, "model.head_dropout=0.3"),

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.jobs import assert_resumes, events, train, working_in, write_data
-from tests.support.perturbed import CPU, run_on, word_batches
+from tests.support.perturbed import CPU, Words, run_on, word_batches
 from trainer.cli import main
 from trainer.errors import ConfigError
+from trainer.export.formats.torchscript import save_trace
+from trainer.export.model import capture, silence
 from trainer.loop import compute_gradients
 from trainer.model.head_dropout import HeadDropout, add_head_dropout
 from trainer.step_rng import StepRng
 
-EXAMPLE = {"x": torch.zeros(2, 3, dtype=torch.int64)}
 BASE = ["train.duration=6", "train.eval_every=3", "checkpoint.every=3", "checkpoint.keep=6"]
 
 
@@ -46,7 +47,7 @@ def test_the_masks_are_independent_and_keep_the_mean() -> None:
 def test_the_step_has_the_mean_of_the_losses_of_the_masks() -> None:
     batches = word_batches([4, 3])
     run = replace(run_on(batches, None), head_masks=3)
-    add_head_dropout(run.model, 0.5, 3, EXAMPLE)
+    add_head_dropout(run.model, 0.5, 3, "tokens")
     run.model.get_submodule("head").train()
     loss, _ = compute_gradients(run, 0, batches).tolist()
     actual = [parameter.grad.clone() for parameter in run.model.parameters() if parameter.grad is not None]
@@ -66,33 +67,51 @@ def test_the_step_has_the_mean_of_the_losses_of_the_masks() -> None:
         torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-14)
 
 
-def test_adding_it_changes_neither_outputs_nor_names_nor_modes() -> None:
+def test_adding_it_changes_neither_outputs_nor_names() -> None:
     model = run_on(word_batches([2]), None).model
-    before, names = model(EXAMPLE["x"]), list(model.state_dict())
-    model.get_submodule("norm").train()
-    add_head_dropout(model, 0.5, 4, EXAMPLE)
+    x = torch.zeros(2, 3, dtype=torch.int64)
+    before, names = model(x), list(model.state_dict())
+    add_head_dropout(model, 0.5, 4, "tokens")
 
-    assert model.get_submodule("norm").training
-    assert not model.get_submodule("head").training
     assert list(model.state_dict()) == names
-    assert torch.equal(model.eval()(EXAMPLE["x"]), before)
+    assert torch.equal(model(x), before)
 
 
-class Unused(nn.Linear):
+def test_the_exported_graphs_have_the_same_nodes(tmp_path: Path) -> None:
+    inputs = {"x": torch.zeros(2, 3, dtype=torch.int64)}
+    graphs = []
+    for samples in (0, 1, 4):
+        model = Words().eval()
+        if samples:
+            add_head_dropout(model, 0.5, samples, "tokens")
+        program = capture(model, inputs, {"x": {0: "batch"}}, {})
+        save_trace(model, inputs, tmp_path / "model.pt")
+        with silence():
+            trace = torch.jit.load(str(tmp_path / "model.pt")).inlined_graph
+        nodes = [(node.op, str(node.target)) for node in program.graph.nodes]
+        graphs.append((nodes, [node.kind() for node in trace.nodes()]))
+
+    assert len(graphs[0][0]) > 10
+    assert graphs[1:] == graphs[:1] * 2
+
+
+class Undeclared(nn.Linear):
     """A model whose outputs do not come from its head."""
 
     def __init__(self) -> None:
         super().__init__(3, 2)
         self.head = nn.Linear(3, 2)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input.float())
-
 
 def test_a_model_without_a_head_is_rejected() -> None:
-    for model in (nn.Sequential(), Unused()):
-        with pytest.raises(ConfigError, match="head_dropout: the model does not end with a linear head of its own"):
-            add_head_dropout(model, 0.5, 4, {"input": torch.zeros(2, 3)})
+    for model, message in (
+        (nn.Sequential(), "head_dropout: the model does not end with a linear head, got 0.5. Set model.head_dropout=0"),
+        (Undeclared(), "head_dropout: Undeclared does not declare that its outputs are those of its layer head, got"),
+        (Words(), "head_dropout: Words does not declare"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            add_head_dropout(model, 0.5, 4, "images")
+        assert caught.value.messages[0].startswith(message)
 
 
 def test_runs_resume_and_accumulate_and_artifacts_have_one_output(data: list[str], tmp_path: Path) -> None:
@@ -125,7 +144,15 @@ def test_runs_resume_and_accumulate_and_artifacts_have_one_output(data: list[str
         ),
         (
             ["model.multi_sample_dropout=4", "model.head_dropout=0.3", "loss=dice"],
-            "several dropout masks average the losses of targets",
+            "model.multi_sample_dropout: several dropout masks average the losses of targets",
+        ),
+        (
+            ["model.head_dropout=0.3", "task=sentence_embedding"],
+            "model.head_dropout: the model has no head, because task.dim is null, got 0.3. Set task.dim=128, or set",
+        ),
+        (
+            ["model.head_dropout=0.3", "model=linear"],
+            "model.head_dropout: linear of tokens has no layer whose inputs could be dropped, got 0.3. Use another",
         ),
         (["model.head_dropout=1.0"], "model.head_dropout: must be "),
     ],
@@ -133,5 +160,5 @@ def test_runs_resume_and_accumulate_and_artifacts_have_one_output(data: list[str
 def test_impossible_masks_are_rejected(
     overrides: list[str], message: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path / "run", *data, *overrides) == 2
+    assert main(["train", *data, *overrides]) == 2
     assert message in capsys.readouterr().err

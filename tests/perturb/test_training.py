@@ -73,7 +73,7 @@ def test_plan_shows_the_passes_and_the_memory(data: list[str], capsys: pytest.Ca
     ("overrides", "message"),
     [
         (["model.dropout=0.0"], "model.dropout: without dropout the two passes of a step are equal, got 0"),
-        (["loss=dice"], "perturb: compares targets one by one, but the loss is a statistic of the whole batch. Use"),
+        (["loss=dice"], "perturb: compares targets one by one, but the loss is a statistic of the whole batch, got"),
         (["task=regression"], "perturb: takes classes or shares of classes or sets of labels as targets, but the"),
         (["perturb.alpha=0"], "perturb.alpha: must be greater than 0, got 0"),
     ],

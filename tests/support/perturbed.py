@@ -25,6 +25,8 @@ CPU = torch.device("cpu")
 class Words(nn.Module):
     """Class scores of samples of three words of seven."""
 
+    ends_with_head = ("tokens",)
+
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.embeddings = nn.Embedding(7, 4)

@@ -118,7 +118,7 @@ def can_defer_logits(job: TrainJob, task: Task, model: nn.Module, loss: Loss) ->
     return False
 
 
-def example_inputs(task: Task, model: nn.Module) -> dict[str, Tensor]:
+def _example_inputs(task: Task, model: nn.Module) -> dict[str, Tensor]:
     """Return inputs of two small samples on the device of a model."""
     device = next(model.parameters()).device
     sizes = {axis: max(low, min(_EXAMPLE_SIZE, high)) for axis, (low, high) in task.axis_limits().items()}
@@ -131,7 +131,7 @@ def _ends_with_linear_layer(model: nn.Module, task: Task) -> bool:
     """Return whether deferred logits are the model's own logits, on a small example."""
     if not isinstance(model, DefersLogits) or model.output_layer() is None:
         return False
-    inputs = example_inputs(task, model)
+    inputs = _example_inputs(task, model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     own = model(**inputs)

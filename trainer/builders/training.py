@@ -18,7 +18,7 @@ from torch import nn
 from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.instantiate import in_group, locate
-from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits, example_inputs
+from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
 from trainer.builders.metrics import build_metrics, check_metrics
 from trainer.builders.model import (
     architecture_documents,
@@ -308,8 +308,7 @@ def _build_model(
             remedy = "Set model.multi_sample_dropout=1"
             raise ConfigError(format_error("loss", MASKS_WITHOUT_STATISTIC, remedy, value=job.loss["_target_"]))
         with in_group("model"):
-            inputs = example_inputs(task, model)
-            add_head_dropout(model, job.model["head_dropout"], job.model["multi_sample_dropout"], inputs)
+            add_head_dropout(model, job.model["head_dropout"], job.model["multi_sample_dropout"], task.inputs)
     with in_group("model"):
         checkpoint_blocks(model, job.model.get("gradient_checkpointing", "none"))
     if job.compile:  # after the EMA copied the model as it was before

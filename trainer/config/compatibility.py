@@ -53,7 +53,7 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_pruning(config)
     yield from _validate_sampler(config)
     yield from _validate_perturbation(config, groups)
-    yield from _validate_head_dropout(config)
+    yield from _validate_head_dropout(config, groups)
     yield from validate_formats(config, groups)
 
 
@@ -235,20 +235,48 @@ def _validate_two_passes(config: Mapping[str, Any], groups: Groups) -> Iterator[
     for target in _targets(config) if taken else ():
         if target not in taken:
             yield format_error("perturb", incompatible_targets(taken, target), SUM_REMEDY, value=name)
-    if _attribute(config, "loss", "is_batch_statistic") is True:
+    if _is_batch_statistic(config):
         yield format_error("perturb", SUM_WITHOUT_STATISTIC, SUM_REMEDY, value=name)
     # A trained model is read without the keys that do not change its outputs, so its dropout is not known.
     if value_at(config, "model.head_dropout") is not None:
         yield from _validate_dropout(config, "without dropout the two passes of a step are equal", _DROPOUT_REMEDY)
 
 
-def _validate_head_dropout(config: Mapping[str, Any]) -> Iterator[str]:
+def _is_batch_statistic(config: Mapping[str, Any]) -> bool:
+    """Return whether the loss is known to be a statistic of the whole batch."""
+    by = _attribute(config, "loss", "statistic_by") or {}
+    values = {key: value_at(config, f"loss.{key}") for key in by}
+    return _attribute(config, "loss", "is_batch_statistic") is True or any(values[key] in by[key] for key in by)
+
+
+def _missing_head(config: Mapping[str, Any], groups: Groups) -> tuple[str, str] | None:
+    """Return why the model is known to have no head of its own, and the change that gives it one."""
+    outputs_by = _attribute(config, "task", "outputs_by")
+    if outputs_by is not None and value_at(config, f"task.{outputs_by}") is None:
+        return f"the model has no head, because task.{outputs_by} is null", f"Set task.{outputs_by}=128"
+    if value_at(config, "model.features"):
+        return None
+    if value_at(config, "model.tie_embeddings") is True and _attribute(config, "task", "causal") is True:
+        return "the model uses its embeddings as the output layer and has no head of its own", (
+            "Set model.tie_embeddings=false"
+        )
+    inputs, readable = _attribute(config, "task", "inputs"), _attribute(config, "model", "inputs") or ()
+    is_own = str(value_at(config, "model._target_")).startswith(OWN)
+    if is_own and inputs in readable and inputs not in (_attribute(config, "model", "ends_with_head") or ()):
+        return f"{_name(config, 'model', groups)} of {inputs} has no layer whose inputs could be dropped", (
+            "Use another model"
+        )
+    return None
+
+
+def _validate_head_dropout(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problems of dropout in front of a head that the model lacks, and of several masks."""
     masks, key = value_at(config, "model.multi_sample_dropout"), "model.multi_sample_dropout"
     dropout = value_at(config, "model.head_dropout")
-    if dropout and value_at(config, "model.tie_embeddings") is True and _attribute(config, "task", "causal") is True:
-        problem = "the model uses its embeddings as the output layer and has no head of its own"
-        remedy = f"Set model.tie_embeddings=false, or model.head_dropout=0 {key}=1"
+    lack = _missing_head(config, groups) if dropout else None
+    if lack is not None:
+        problem, change = lack
+        remedy = f"{change}, or set model.head_dropout=0 {key}=1"
         yield format_error("model.head_dropout", problem, remedy, value=dropout)
     if not isinstance(masks, int) or masks == 1:
         return
@@ -258,7 +286,7 @@ def _validate_head_dropout(config: Mapping[str, Any]) -> Iterator[str]:
         )
     if _attribute(config, "perturb", "perturbs") == "outputs":
         yield format_error(key, "does not support perturb=r_drop, which has two masks", f"Set {key}=1", value=masks)
-    if _attribute(config, "loss", "is_batch_statistic") is True:
+    if _is_batch_statistic(config):
         yield format_error(key, MASKS_WITHOUT_STATISTIC, f"Set {key}=1", value=masks)
 
 

@@ -78,8 +78,6 @@ def _validate_parts(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("prune") is not None:
         yield format_error("prune", "does not support shard", _WITHOUT_SHARDS)
     model = config.get("model")
-    if isinstance(model, Mapping) and model.get("head_dropout") not in (None, 0):
-        yield format_error("model.head_dropout", "does not support shard", _WITHOUT_SHARDS, value=model["head_dropout"])
     if isinstance(model, Mapping) and model.get("channels_last") is True:
         yield format_error("model.channels_last", "does not support shard", _WITHOUT_SHARDS, value=True)
     if config.get("compile") in (True, "graphs"):

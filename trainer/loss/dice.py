@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -43,6 +44,7 @@ class Dice(nn.Module):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "multi_hot")
+    statistic_by: ClassVar[Mapping[str, tuple[str, ...]]] = {"per": ("batch", "class")}
 
     @validated(
         Rule("per in ('batch', 'sample', 'class')", key="per", problem="must be one of batch, sample, class"),
@@ -58,7 +60,7 @@ class Dice(nn.Module):
         super().__init__()
         self.smooth = smooth
         self.per = per
-        self.is_batch_statistic = per != "sample"
+        self.is_batch_statistic = per in self.statistic_by["per"]
         self.ignore_index = ignore_index
         self.num_outputs = num_outputs
 

@@ -62,6 +62,7 @@ class Decoder(TokenTransformer):
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
+    ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
     causal: ClassVar[bool] = True
 
     @validated(

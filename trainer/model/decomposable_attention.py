@@ -38,6 +38,7 @@ class DecomposableAttention(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
 
     @validated()
     def __init__(

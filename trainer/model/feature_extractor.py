@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from types import MethodType
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class FeatureExtractor(nn.Module):
     Raises:
         ConfigError: A module does not exist or has no suitable output, or the batch has no samples to pool.
     """
+
+    ends_with_head: ClassVar[tuple[str, ...]] = ("tokens", "features", "images")
 
     def __init__(
         self, model: nn.Module, names: Sequence[str], num_outputs: int | None, example: Mapping[str, Tensor]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError, format_error
+from trainer.protocols import EndsWithHead, Inputs
+
+_OFF = "model.head_dropout=0 model.multi_sample_dropout=1"
 
 
 class HeadDropout:
@@ -35,38 +37,25 @@ class HeadDropout:
         return F.dropout(features, self.p), *rest
 
 
-def add_head_dropout(model: nn.Module, p: float, samples: int, example: dict[str, Tensor]) -> None:
-    """Add dropout in front of the linear layer `head` of a model.
+def add_head_dropout(model: nn.Module, p: float, samples: int, inputs: Inputs) -> None:
+    """Add dropout in front of the linear layer `head` of a model that declares that it ends with it.
 
     Args:
         model: Changed in place.
         p: Dropout probability, in [0, 1).
         samples: Number of masks.
-        example: Inputs of the model, on its device, to check that its outputs come from this head.
+        inputs: The inputs of the model.
 
     Raises:
-        ConfigError: The model has no such head.
+        ConfigError: The model has no such head, or does not declare it.
     """
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
-        raise _no_head(p)
-    hook = HeadDropout(p, samples)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        own: Tensor = model(**example)
-        handle = head.register_forward_pre_hook(HeadDropout(p, 2))
-        head.train()
-        doubled: Tensor = model(**example)
-        handle.remove()
-    for module, training in modes.items():
-        module.training = training
-    if doubled.shape != (2, *own.shape):
-        raise _no_head(p)
-    head.register_forward_pre_hook(hook)
-
-
-def _no_head(p: float) -> ConfigError:
-    problem = "the model does not end with a linear head of its own"
-    remedy = "Set model.head_dropout=0 and model.multi_sample_dropout=1"
-    return ConfigError(format_error("head_dropout", problem, remedy, value=p))
+        raise ConfigError(
+            format_error("head_dropout", "the model does not end with a linear head", f"Set {_OFF}", value=p)
+        )
+    if not isinstance(model, EndsWithHead) or inputs not in model.ends_with_head:
+        problem = f"{type(model).__name__} does not declare that its outputs are those of its layer head"
+        remedy = f"Write ends_with_head = ({inputs!r},) into the class if they are, or set {_OFF}"
+        raise ConfigError(format_error("head_dropout", problem, remedy, value=p))
+    head.register_forward_pre_hook(HeadDropout(p, samples))

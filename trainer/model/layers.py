@@ -21,6 +21,7 @@ class ImageBlocks(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("images",)
     blocks: nn.ModuleList
     head: nn.Module
 

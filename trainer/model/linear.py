@@ -41,6 +41,7 @@ class Linear(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens", "features", "images")
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("features", "images")  # words pick columns of its weight
 
     @validated(
         Rule(

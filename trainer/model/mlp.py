@@ -51,6 +51,7 @@ class Mlp(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("features", "images")
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("features", "images")
 
     @validated()
     def __init__(

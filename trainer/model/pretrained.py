@@ -110,6 +110,7 @@ class Pretrained(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
+    ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
 
     @validated()
     def __init__(

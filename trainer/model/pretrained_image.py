@@ -53,6 +53,7 @@ class PretrainedImage(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("images",)
     headed: ClassVar[AutoClass] = "AutoModelForImageClassification"
     """The class of transformers whose head may compute the same outputs; see `pretrained_folder.save`."""
 

@@ -71,6 +71,7 @@ class ResNet(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("images",)
 
     @validated(
         Rule(

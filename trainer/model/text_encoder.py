@@ -46,6 +46,7 @@ class TextEncoder(TokenTransformer):
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
+    ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
     causal: ClassVar[bool] = False
 
     @validated(HEADS_DIVIDE_DIM)

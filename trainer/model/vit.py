@@ -39,6 +39,7 @@ class ViT(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)
     levels: ClassVar[tuple[str, ...]] = ("sample",)
+    ends_with_head: ClassVar[tuple[str, ...]] = ("images",)
 
     @validated(HEADS_DIVIDE_DIM)
     def __init__(

@@ -80,6 +80,7 @@ class SentenceEmbedding:
     # Not a literal: the supervision decides, so code that reads this class before torch is loaded must not see a value.
     target: Target
     inputs: Inputs = "tokens"
+    outputs_by = "dim"
     script = ("texts", "embeddings")
 
     @validated(
