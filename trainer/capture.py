@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -36,6 +37,11 @@ _MAX_LISTED = 5
 
 def current_versions() -> dict[str, str]:
     """Return the versions of the software that may change the bits of a run; Triton compiles for GPUs."""
+    return dict(_versions())
+
+
+@cache  # each look reads files of the installed packages, and every checkpoint records the versions
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy")}}
     with suppress(PackageNotFoundError):
         versions["triton"] = version("triton")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -55,14 +56,12 @@ class Units:
 
     def draws(self) -> Iterator[np.ndarray]:
         """Yield the counts of the units in each draw, float64 (D, U), some draws at a time."""
-        rng = SampleRng(_SEED, 0, range(NUM_DRAWS))
         size = max(1, _CHUNK // self.count)
-        for start in range(0, NUM_DRAWS, size):
-            chosen = (
-                rng.generator(draw).integers(self.count, size=self.count)
-                for draw in range(start, min(start + size, NUM_DRAWS))
-            )
-            yield np.stack([np.bincount(units, minlength=self.count) for units in chosen]).astype(np.float64)
+        if size >= NUM_DRAWS:
+            yield _all_draws(self.count)
+        else:
+            for start in range(0, NUM_DRAWS, size):
+                yield _draw(self.count, range(start, min(start + size, NUM_DRAWS)))
 
     def deletions(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the counts of the units without each group of them, float64 (G, U), and the rows of the groups, (G,).
@@ -77,3 +76,17 @@ class Units:
         for start in range(0, len(num_rows), size):
             groups = np.arange(start, min(start + size, len(num_rows)))
             yield (group != groups[:, None]).astype(np.float64), num_rows[groups]
+
+
+@lru_cache(maxsize=2)  # a run evaluates several splits of equal sizes
+def _all_draws(count: int) -> np.ndarray:
+    draws = _draw(count, range(NUM_DRAWS))
+    draws.flags.writeable = False
+    return draws
+
+
+def _draw(count: int, numbers: range) -> np.ndarray:
+    """Return the counts of the units in the draws with these numbers, float64 (D, U)."""
+    rng = SampleRng(_SEED, 0, range(NUM_DRAWS))
+    chosen = (rng.generator(number).integers(count, size=count) for number in numbers)
+    return np.stack([np.bincount(units, minlength=count) for units in chosen]).astype(np.float64)

@@ -2,11 +2,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import hydra
 import pytest
 import torch
 
-from trainer.builders.instantiate import instantiate
-from trainer.errors import ConfigError
+from trainer.builders.instantiate import _bind, _literal, instantiate
+from trainer.errors import ConfigError, format_error
 
 
 class Part(torch.nn.Module):
@@ -46,6 +47,22 @@ def test_text_that_looks_like_an_interpolation_is_a_text(text: str) -> None:
     made = instantiate("model", {"_target_": f"{HERE}.Part", "size": 3, "num_outputs": text, "nested": nested})
 
     assert (made.num_outputs, made.nested) == (text, nested)
+
+
+def test_a_part_of_this_project_gets_the_values_that_hydra_would_pass() -> None:
+    keys: dict[str, Any] = {
+        "problem": "${seed}",
+        "value": [1, (2, 3)],
+        "remedy": {"a": [None, {"b": 0.5}]},
+        "path": "\\${x}",
+    }
+    config = {"_target_": "trainer.errors.format_error", **keys}
+    bound = _bind(config, format_error, keys)
+    assert isinstance(bound, functools.partial)
+
+    by_hydra = hydra.utils.instantiate({**_literal(config), "_partial_": True}, _convert_="all")
+    assert bound.keywords == by_hydra.keywords == keys | {"value": [1, [2, 3]]}
+    assert bound.keywords["remedy"]["a"][1] is not keys["remedy"]["a"][1], "a part must not change the config"
 
 
 def test_context_objects_are_not_copied() -> None:

@@ -15,6 +15,7 @@ import hydra
 from hydra.errors import InstantiationException
 
 from trainer.builders.contracts import check_contract
+from trainer.config.groups import HYDRA_KEYS, OWN
 from trainer.config.validate import CALL_ARGUMENTS, is_the_part, missing_argument
 from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
 from trainer.layout import Document
@@ -47,7 +48,7 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
     partial = is_the_part(group, config, parameters(target), is_class=inspect.isclass(target))
     _check_arguments(group, config["_target_"], target, keys | needed, CALL_ARGUMENTS.get(group, 0) if partial else 0)
     try:
-        bound = hydra.utils.instantiate({**_literal(config), "_partial_": True}, _convert_="all")
+        bound = _bind(config, target, keys)
         # The context is bound here: Hydra would copy them, and parameters must stay the same objects.
         if partial:
             # Hydra's own partial checks its policy in every call, which takes longer than a schedule.
@@ -64,6 +65,28 @@ def instantiate(group: str, config: Document, /, **context: Any) -> Any:
         raise ConfigError(format_error(group, problem)) from cause
     check_contract(group, config["_target_"], part)
     return part
+
+
+def _bind(config: Document, target: Callable[..., Any], keys: Document) -> functools.partial[Any]:
+    """Return the target of a part with its keys bound, which may contain parts of their own."""
+    if config["_target_"].startswith(OWN) and not _contains_parts(keys):
+        # Hydra would copy the config several times, which takes longer than making a small part.
+        return functools.partial(target, **{key: _copy(value) for key, value in keys.items()})
+    return hydra.utils.instantiate({**_literal(config), "_partial_": True}, _convert_="all")  # type: ignore[no-any-return]
+
+
+def _contains_parts(value: Any) -> bool:
+    """Return whether a value contains a mapping with a key that Hydra acts on."""
+    if isinstance(value, Mapping):
+        return not HYDRA_KEYS.isdisjoint(value) or any(map(_contains_parts, value.values()))
+    return isinstance(value, list | tuple) and any(map(_contains_parts, value))
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy of a plain value, which a part may change."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _literal(value: Any) -> Any:

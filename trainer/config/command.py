@@ -102,6 +102,7 @@ class _Findings:
     missing_data: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     composed: DictConfig | None = None
+    without_hydra: DictConfig | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -141,7 +142,8 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     sweep = find_sweep(line, findings.config)
     if line.arguments.needs_hydra or compose.is_sweep_by_default(findings.composed):
         return CheckedCommand(line, None, notes, sweep)
-    config = keep_references(findings.config, compose.without_hydra(findings.composed))
+    assert findings.without_hydra is not None
+    config = keep_references(findings.config, findings.without_hydra)
     _raise(_literal_problems(config, line))
     return CheckedCommand(line, _checked_job(config, line, findings.composed), notes)
 
@@ -240,7 +242,8 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
         compose.record_overrides(changed, line.task_overrides())
         compose.publish_hydra_config(changed)
         findings.composed = changed
-        config, unresolved = compose.plain(compose.without_hydra(changed))
+        findings.without_hydra = compose.without_hydra(changed)
+        config, unresolved = compose.plain(findings.without_hydra)
         findings.problems += unresolved
         findings.config = _derive(config, choices, line, findings)
         # Hydra also shows a config that still lacks a value.

@@ -334,7 +334,10 @@ def job_from_text(
     changed = resolve_environment(with_overrides(config, overrides))
     # Paths of the command line do not start at `run.cwd`.
     given = [(path, find(changed, path)) for path, _ in overrides]
-    return _usable_job(with_overrides(locate_paths(changed, jobs.TrainJob), given), config, file, unused)
+    located = with_overrides(locate_paths(changed, jobs.TrainJob), given)
+    if trust is None and not overrides:  # this process has checked it already
+        return cast(jobs.TrainJob, job_of(_without_keys(located, unused), jobs.TrainJob))
+    return _usable_job(located, config, file, unused)
 
 
 def unchanged_job(text: str, trust: Sequence[str], unused: Collection[str] = ()) -> jobs.TrainJob:
@@ -359,18 +362,20 @@ def _usable_job(
         file: The file that contains it, for messages.
         unused: As in `job_from_text`.
     """
-    usable, unchanged = (_without_keys(each, unused) for each in (config, stored))
+    usable = _without_keys(config, unused)
     problems = [each for each in validate_config(usable, known_keys(usable)) if not _concerns(each, unused)]
-    raise_problems(problems, unchanged, file)
+    if problems:
+        raise_problems(problems, _without_keys(stored, unused), file)
     return cast(jobs.TrainJob, job_of(usable, jobs.TrainJob))
 
 
 def _without_keys(config: Mapping[str, Any], unused: Collection[str]) -> dict[str, Any]:
     """Return a config with the defaults of unused keys of sections, and without unused keys of parts."""
     changed = dict(config)
+    defaults = schema.defaults(jobs.TrainJob)
     for path in unused:
         name, _, key = path.partition(".")
-        default, value = schema.defaults(jobs.TrainJob).get(name), changed.get(name)
+        default, value = defaults.get(name), changed.get(name)
         if name in _GROUPS and isinstance(value, dict) and key:
             changed[name] = {other: item for other, item in value.items() if other != key}
         elif key:
