@@ -2,11 +2,21 @@
 
     python scripts/bench_serve.py [--rounds 5] [--output scripts/results/serve.json]
 
-A small text classifier and a table classifier are trained first. `runtime` is a loop in this process that encodes a
-batch, calls the session and makes the answers, without HTTP: what a script of one's own would do. Clients are threads
-with a connection each, which send a request when the last one is answered. Rounds of all variants are interleaved;
-rates are medians over the rounds, ratios are medians of the ratios within a round, latencies are those of all rounds.
-`CPU` is the server's processor time for a row, divided by the loop's. Clients and server share the cores.
+A small text classifier and a table classifier are trained first. Loops in this process do what a script of one's own
+would do, without HTTP, and with the same code that encodes rows and makes answers:
+
+* `runtime`: a batch is encoded, ONNX Runtime is called, and the answers are made. Rows of similar length are computed
+  together, as the server does, so texts are padded alike.
+* `runtime, JSON`: the same from the bytes of a request to the bytes of a response.
+* `runtime, padded`: without the grouping by length.
+
+`empty` is `GET /health` on the same server: the cost of HTTP itself in uvicorn, which is the least that any request
+costs. What a request of one client takes beyond `empty` and `runtime, JSON` is the server's own: two changes of thread.
+
+Clients are threads with a connection each, which send a request when the last one is answered. Rounds of all variants
+are interleaved; rates are medians over the rounds, ratios are medians of the ratios within a round, latencies are those
+of all rounds. `CPU` is the server's processor time for a row, divided by the loop's. Clients and server share the
+cores.
 """
 
 from __future__ import annotations
@@ -75,11 +85,19 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure_server(pid: int, port: int, rows: list[Any], size: int, clients: int, seconds: float) -> Turn:
-    """Measure requests of `size` rows. The client does little, because it shares the cores with the server."""
-    bodies = [json.dumps({"rows": rows[start : start + size]}).encode() for start in range(0, NUM_ROWS, size)]
+def bodies(rows: list[Any], size: int) -> list[bytes]:
+    """Return the bodies of requests of `size` rows."""
+    return [json.dumps({"rows": rows[start : start + size]}).encode() for start in range(0, NUM_ROWS, size)]
+
+
+def predictions(rows: list[Any], size: int) -> list[bytes]:
+    """Return requests of `size` rows."""
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    requests = [head % len(body) + body for body in bodies]
+    return [head % len(body) + body for body in bodies(rows, size)]
+
+
+def measure_server(pid: int, port: int, requests: list[bytes], size: int, clients: int, seconds: float) -> Turn:
+    """Measure requests of `size` rows. The client does little, because it shares the cores with the server."""
     end = time.perf_counter() + seconds
 
     def client(number: int) -> list[float]:
@@ -101,14 +119,13 @@ def measure_server(pid: int, port: int, rows: list[Any], size: int, clients: int
     return Turn(count / (time.perf_counter() - began), (cpu_seconds(pid) - cpu) / count, durations)
 
 
-def measure_runtime(predictor: Predictor, rows: list[Any], size: int, seconds: float) -> Turn:
-    """Measure batches of `size` rows in this process."""
-    batches = [rows[start : start + size] for start in range(0, NUM_ROWS, size)]
+def measure_loop(answer: Callable[[Any], object], batches: list[Any], size: int, seconds: float) -> Turn:
+    """Measure a function of batches of `size` rows in this process."""
     durations: list[float] = []
     cpu, began = time.process_time(), time.perf_counter()
     while time.perf_counter() < began + seconds:
         start = time.perf_counter()
-        predictor.predict([dict(row) for row in batches[len(durations) % len(batches)]])
+        answer(batches[len(durations) % len(batches)])
         durations.append(time.perf_counter() - start)
     count = size * len(durations)
     return Turn(count / (time.perf_counter() - began), (time.process_time() - cpu) / count, durations)
@@ -139,14 +156,34 @@ def measure(job: str, folder: Path, options: argparse.Namespace) -> dict[str, An
     rows = make_rows()
     model = ServedModel(folder / "export", threads=options.threads)
     predictor = Predictor(model.file, folder=model.folder, threads=options.threads)
+
+    def grouped(batch: list[Any]) -> list[Any]:
+        return model.answer([dict(row) for row in batch], 1)
+
+    def padded(batch: list[Any]) -> list[Any]:
+        return predictor.predict([dict(row) for row in batch])
+
+    def from_json(body: bytes) -> bytes:
+        return json.dumps({"answers": model.answer(json.loads(body)["rows"], 1)}).encode()
+
     turns: dict[str, list[Turn]] = {}
     with server(folder, options.threads) as (pid, port):
         variants: dict[str, Callable[[], Turn]] = {}
         for size in SIZES:
-            variants[f"runtime, {size} rows"] = partial(measure_runtime, predictor, rows, size, options.seconds)
+            batches = [rows[start : start + size] for start in range(0, NUM_ROWS, size)]
+            for name, loop, inputs in (
+                ("", grouped, batches),
+                (", JSON", from_json, bodies(rows, size)),
+                (", padded", padded, batches),
+            ):
+                variants[f"runtime, {size} rows{name}"] = partial(measure_loop, loop, inputs, size, options.seconds)
             for clients in CLIENTS:
-                call = partial(measure_server, pid, port, rows, size, clients, options.seconds)
+                call = partial(measure_server, pid, port, predictions(rows, size), size, clients, options.seconds)
                 variants[f"server, {size} rows, {clients} clients"] = call
+        empty = [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+        for clients in CLIENTS:
+            call = partial(measure_server, pid, port, empty, 1, clients, options.seconds)
+            variants[f"empty, 1 rows, {clients} clients"] = call
         for _ in range(options.rounds):
             for name, variant in variants.items():
                 turns.setdefault(name, []).append(variant())

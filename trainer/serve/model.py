@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import deque
 from collections.abc import Mapping
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn
@@ -116,6 +118,8 @@ class ServedModel:
         if isinstance(item, str) and self.rows != "images":  # as a line, it would be a path
             row: Row = self._predictor.reader.read_line(item)
             return row
+        if self.rows == "tables" and isinstance(item, dict) and item.keys() >= self._columns.keys():
+            return item  # its columns have the names of training
         if isinstance(item, str):
             item = dict.fromkeys(self._column_names, item)
         row = self._pick(item, self._columns)
@@ -183,20 +187,42 @@ def split_by_length(inputs: Inputs) -> list[tuple[list[int], Inputs]]:
     if "attention_mask" not in inputs:  # all rows have one size
         return [(list(range(len(next(iter(inputs.values()))))), inputs)]
     lengths = inputs["attention_mask"].sum(axis=1)
-    order = np.argsort(lengths, kind="stable").tolist()
-    costs, starts = [0], [0]  # of the first rows of the order, and where their last part starts
-    for end in range(1, len(order) + 1):
-        width = int(lengths[order[end - 1]])
-        cost, start = min((costs[start] + width * (end - start), start) for start in range(end))
-        costs.append(cost + TOKENS_PER_CALL)
-        starts.append(start)
+    order = np.argsort(lengths, kind="stable")
     parts = []
-    end = len(order)
-    while end:
-        places, width = order[starts[end] : end], int(lengths[order[end - 1]])
-        parts.append((places, {name: tensor[places, :width] for name, tensor in inputs.items()}))
-        end = starts[end]
+    for start, end in pairwise(_cut([int(length) for length in lengths[order]])):
+        places = order[start:end]
+        width = int(lengths[places[-1]])
+        parts.append((places.tolist(), {name: tensor[places, :width] for name, tensor in inputs.items()}))
     return parts
+
+
+def _cut(lengths: list[int]) -> list[int]:
+    """Return the bounds of the parts that cost least, given the lengths of rows, which ascend.
+
+    The least cost of the first `end` rows is the minimum over `start` of cost[start] + width * (end - start), where
+    width is the length of the last row. So each start is a line in width; later starts have smaller slopes and width
+    never decreases. The lower envelope of the lines therefore gives all minima in one pass (the convex hull trick).
+    """
+    costs, starts = [0], [0]  # of the first rows, and where their last part starts
+    envelope: deque[int] = deque()
+
+    def crossing(first: int, second: int) -> float:
+        """Return the width from which the line of a later start is the lower one."""
+        return (costs[second] - costs[first]) / (second - first)
+
+    for end, width in enumerate(lengths, start=1):
+        start = end - 1
+        while len(envelope) > 1 and crossing(envelope[-1], start) <= crossing(envelope[-2], envelope[-1]):
+            envelope.pop()
+        envelope.append(start)
+        while len(envelope) > 1 and crossing(envelope[0], envelope[1]) <= width:
+            envelope.popleft()
+        costs.append(costs[envelope[0]] + width * (end - envelope[0]) + TOKENS_PER_CALL)
+        starts.append(envelope[0])
+    bounds = [len(lengths)]
+    while bounds[-1]:
+        bounds.append(starts[bounds[-1]])
+    return bounds[::-1]
 
 
 def decode_image(value: object) -> EncodedImage:

@@ -22,17 +22,19 @@ class Classes:
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
         labels = self.folder.read_json("labels.json")
         thresholds, temperature = self.folder.read_rule("threshold.json", {}), self.folder.read_rule(TEMPERATURE, 1.0)
-        answers: list[Row] = []
         # A temperature may make two probabilities equal, so the order is the one without it.
-        orders = np.argsort(-softmax(logits), axis=-1, kind="stable")
-        for order, probabilities in zip(orders, softmax(logits / temperature), strict=True):
-            for label, threshold in thresholds.items():  # at most one, of two labels
-                positive = labels.index(label)
-                chosen = positive if probabilities[positive] > np.float32(threshold) else 1 - positive
-                order = np.array([chosen, 1 - chosen])
-            best = {labels[number]: round(float(probabilities[number]), 6) for number in order[:top]}
-            answers.append(best_answer("label", best))
-        return answers
+        order = np.argsort(-softmax(logits), axis=-1, kind="stable")
+        probabilities = softmax(logits / temperature)
+        for label, threshold in thresholds.items():  # at most one, of two labels
+            positive = labels.index(label)
+            chosen = np.where(probabilities[:, positive] > np.float32(threshold), positive, 1 - positive)
+            order = np.stack([chosen, 1 - chosen], axis=1)
+        best = order[:, :top]
+        pairs = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
+        return [
+            best_answer("label", {labels[each]: round(value, 6) for each, value in zip(*pair, strict=True)})
+            for pair in pairs
+        ]
 
 
 class Labels:

@@ -69,6 +69,7 @@ class Folder:
     def __init__(self, path: Path | None = None) -> None:
         self.path = Path(__file__).resolve().parent if path is None else path
         self._loaded: dict[str, Any] = {}
+        self._has_rule: dict[str, bool] = {}
 
     def open(self, name: str, read: Callable[[str], Any]) -> Any:
         """Return `read` of the path of a file that has not changed since the export; the result is kept."""
@@ -100,13 +101,18 @@ class Folder:
         raise SystemExit(3)
 
     def read_json(self, name: str) -> Any:
-        shapes = self.load("shapes.py")
-        return self.open(name, lambda path: shapes["parse_json"](shapes["read_bytes"](path), SHAPES[name]))
+        def read(path: str) -> Any:
+            shapes = self.load("shapes.py")
+            return shapes["parse_json"](shapes["read_bytes"](path), SHAPES[name])
+
+        return self.open(name, read)
 
     def read_rule(self, name: str, default: Any) -> Any:
         """Return a part of the rule that was set after training; the default if there is none."""
-        listed = name in (entry["file"] for entry in self.manifest["files"])
-        return self.read_json(name) if listed or (self.path / name).exists() else default
+        if name not in self._has_rule:
+            listed = name in (entry["file"] for entry in self.manifest["files"])
+            self._has_rule[name] = listed or (self.path / name).exists()
+        return self.read_json(name) if self._has_rule[name] else default
 
     def rule_note(self) -> str | None:
         """Return a sentence about the rule that answers follow if one was set after training."""
@@ -122,9 +128,8 @@ class Folder:
 
     def load(self, module: str) -> Row:
         """Return the names that a module defines."""
-        path = self.module_path(module)
         if module not in self._loaded:
-            self._loaded[module] = runpy.run_path(str(path))
+            self._loaded[module] = runpy.run_path(str(self.module_path(module)))
         names: Row = self._loaded[module]
         return names
 

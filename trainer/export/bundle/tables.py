@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,26 +34,85 @@ class Tables:
         return row
 
     def encode(self, rows: list[Row]) -> Inputs:
-        columns = self.folder.read_json("table.json")["columns"]
-        for row in rows:
-            if absent := [column["name"] for column in columns if column["name"] not in row]:
-                raise ValueError(
-                    f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, row)) or 'none'}"
-                )
-        blocks = [
-            (numbers if column["kind"] == "number" else self.categories)(column, [row[column["name"]] for row in rows])
-            for column in columns
-        ]
-        return {"features": np.concatenate(blocks, axis=1)}
+        try:
+            cells = [[[row[name] for name in block.names] for row in rows] for block in self.blocks]
+        except KeyError:
+            names = [name for block in self.blocks for name in block.names]
+            row, absent = next((row, absent) for row in rows if (absent := [name for name in names if name not in row]))
+            raise ValueError(
+                f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, row)) or 'none'}"
+            ) from None
+        features = [block.encode(each) for block, each in zip(self.blocks, cells, strict=True)]
+        return {"features": np.concatenate(features, axis=1)}
 
-    def categories(self, column: Row, cells: list[object]) -> np.ndarray:
-        """One-hot: the known categories, missing if training had missing cells, others."""
-        known, other = column["categories"], len(column["categories"]) + column["missing"]
-        texts = [None if is_missing(cell) else self.as_text(cell) for cell in cells]
-        names = boolean_names(known)
-        texts = [text if text is None or text in known else names.get(text.casefold(), text) for text in texts]
-        slots = [len(known) if text is None else known.index(text) if text in known else other for text in texts]
-        return np.eye(other + 1, 0 if column["constant"] else other + 1, dtype=np.float32)[slots]
+    @cached_property
+    def blocks(self) -> list[Numbers | Categories]:
+        """The columns in order. Numbers that follow each other are one block, which is read at once."""
+        blocks: list[Numbers | Categories] = []
+        for kind, group in groupby(self.folder.read_json("table.json")["columns"], lambda column: column["kind"]):
+            columns = list(group)
+            blocks += [Numbers(columns)] if kind == "number" else [Categories(each, self.as_text) for each in columns]
+        return blocks
+
+
+class Numbers:
+    """Columns of numbers.
+
+    The features of a column are its standardized value, unless it is constant, and whether it is missing, if training
+    had missing cells.
+    """
+
+    def __init__(self, columns: list[Row]) -> None:
+        self.names = [column["name"] for column in columns]
+        self.mean = np.array([column["mean"] for column in columns])
+        self.std = np.array([column["std"] or 1.0 for column in columns])
+        self.kept = np.flatnonzero([kept for column in columns for kept in (column["std"] > 0, column["missing"])])
+
+    def encode(self, cells: list[list[Any]]) -> np.ndarray:
+        """Return the features of rows of cells."""
+        values = self.read(cells)
+        missing = np.isnan(values)
+        standardized = np.where(missing, 0.0, (values - self.mean) / self.std)
+        too_large = (abs(standardized) > np.finfo(np.float32).max).any(axis=0)
+        if too_large.any():
+            name = self.names[too_large.argmax()]
+            raise ValueError(f"column {name!r}: expected a finite number, within float32 once standardized")
+        both = np.stack([standardized, missing], axis=-1).reshape(len(cells), -1)
+        features: np.ndarray = both[:, self.kept].astype(np.float32)
+        return features
+
+    def read(self, cells: list[list[Any]]) -> np.ndarray:
+        """Return the numbers of rows of cells, NaN for missing cells."""
+        try:
+            values = np.array(cells)
+        except ValueError:  # a cell is a list
+            values = np.array(None)
+        if values.ndim != 2 or values.dtype.kind not in "bif":  # a cell is no number
+            values = np.array([[*map(number, self.names, row)] for row in cells])
+        return values.astype(np.float64)
+
+
+class Categories:
+    """A column of categories, one-hot: the known categories, missing if training had missing cells, others."""
+
+    def __init__(self, column: Row, as_text: Callable[[object], str]) -> None:
+        self.names, self.as_text = [column["name"]], as_text
+        self.known = {text: slot for slot, text in enumerate(column["categories"])}
+        self.spellings = boolean_names(column["categories"])
+        self.other = len(self.known) + column["missing"]
+        self.features = np.eye(self.other + 1, 0 if column["constant"] else self.other + 1, dtype=np.float32)
+
+    def encode(self, cells: list[list[Any]]) -> np.ndarray:
+        """Return the features of rows of one cell."""
+        features: np.ndarray = self.features[[self.slot(cell) for (cell,) in cells]]
+        return features
+
+    def slot(self, cell: object) -> int:
+        if is_missing(cell):
+            return len(self.known)
+        text = self.as_text(cell)
+        name = text if text in self.known else self.spellings.get(text.casefold(), text)
+        return self.known.get(name, self.other)
 
 
 READERS = {"tables": Tables}
@@ -65,25 +127,16 @@ def boolean_names(known: list[str]) -> dict[str, str]:
     return {spelling: by_value[value] for spelling, value in BOOLEANS.items() if value in by_value}
 
 
-def numbers(column: Row, cells: list[object]) -> np.ndarray:
-    if not set(map(type, cells)) <= {float, int}:
-        cells = [np.nan if is_missing(cell) else number(column, cell) for cell in cells]
-    values = np.array(cells, dtype=np.float64)
-    missing = np.isnan(values)
-    standardized = np.where(missing, 0.0, (values - column["mean"]) / (column["std"] or 1.0))
-    if (abs(standardized) > np.finfo(np.float32).max).any():
-        raise ValueError(f"column {column['name']!r}: expected a finite number, within float32 once standardized")
-    features = [standardized] * (column["std"] > 0) + [missing] * column["missing"]
-    return np.array(features, dtype=np.float32).reshape(-1, len(cells)).T
-
-
-def number(column: Row, cell: Any) -> float:
+def number(column: str, cell: Any) -> float:
+    """Return the number in a cell, NaN if it is missing."""
+    if is_missing(cell):
+        return np.nan
     if isinstance(cell, str) and (truth := cell.strip().casefold()) in ("true", "false"):
         return float(truth == "true")
     try:
         return float(str(cell).replace("_", "?") if isinstance(cell, str) else cell)
-    except (ValueError, TypeError):
-        raise ValueError(f"column {column['name']!r}: expected a number, got {cell!r}") from None
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"column {column!r}: expected a number, got {cell!r}") from None
 
 
 def is_missing(cell: object) -> bool:
