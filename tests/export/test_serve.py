@@ -145,7 +145,7 @@ def test_page_and_descriptions(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "model": "model.onnx"}
     unknown, wrong = client.get("/nothing"), client.get("/predict")
     assert (unknown.status_code, wrong.status_code, wrong.headers["allow"]) == (404, 405, "POST")
-    assert unknown.json()["error"].startswith("no such path, got /nothing. Known: /, ")
+    assert unknown.json()["error"].startswith("no such path, got /nothing. Known: /predict, /, ")
     assert wrong.json()["error"] == "/predict: does not answer GET. Use POST."
 
 

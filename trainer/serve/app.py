@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -20,10 +22,13 @@ from trainer.export.bundle.predict import Row
 from trainer.serve.batcher import Batcher, QueueFullError
 from trainer.serve.metrics import RequestMetrics
 from trainer.serve.model import ServedModel
-from trainer.serve.openapi import openapi
+from trainer.serve.openapi import STATUSES, openapi
 from trainer.serve.reference import render
 from trainer.shapes import DocumentError, parse_json, to_json
 
+_LARGE_BODY = 100_000
+"""Bytes of a body that takes long to parse, so another thread does it while the server answers other requests."""
+_SHOWN_CHARACTERS = 300
 _PAGE = {
     "/": ("form.html", "text/html"),
     "/form.js": ("form.js", "text/javascript"),
@@ -57,6 +62,7 @@ class RequestError(Exception):
     """A request that cannot be answered, with its HTTP status."""
 
     def __init__(self, status: int, problem: str, **headers: str) -> None:
+        assert status in STATUSES
         super().__init__(problem)
         self.status, self.headers = status, headers
 
@@ -77,7 +83,7 @@ class Service:
 
     def app(self) -> Starlette:
         """Return the application."""
-        routes: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
             **dict.fromkeys(_PAGE, self._page),
             "/model": self._describe,
             "/openapi.json": self._describe,
@@ -85,19 +91,26 @@ class Service:
             "/health": self._health,
             "/metrics": self._show_metrics,
         }
-        listed = [Route(path, function, methods=["GET"]) for path, function in routes.items()]
-        listed.append(Route("/predict", self._predict, methods=["POST"]))
-        known = ", ".join(route.path for route in listed)
+        routes = [Route("/predict", self._predict, methods=["POST"])]  # the first one is found in the least time
+        routes += [Route(path, function, methods=["GET"]) for path, function in pages.items()]
+        known = ", ".join(route.path for route in routes)
 
         async def refuse(request: Request, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
+            headers = error.headers or {}
             if error.status_code == 405:
-                problem = f"{request.url.path}: does not answer {request.method}. Use {(error.headers or {})['Allow']}."
+                problem = f"{request.url.path}: does not answer {request.method}. Use {headers['Allow']}."
             else:
-                problem = f"no such path, got {request.url.path}. Known: {known}."
-            return _json({"error": problem}, error.status_code, **(error.headers or {}))
+                problem = f"no such path, got {_cut(request.scope['path'])}. Known: {known}."
+            return _refusal(error.status_code, problem, **headers)
 
-        return Starlette(routes=listed, exception_handlers={404: refuse, 405: refuse})
+        app = Starlette(routes=routes, exception_handlers={404: refuse, 405: refuse, Exception: self._report})
+        app.router.redirect_slashes = False  # a redirect would name the host that the client has named
+        return app
+
+    async def _report(self, _: Request, error: Exception) -> Response:
+        """Answer a request that has met a bug; uvicorn logs its traceback."""
+        return _refusal(500, f"the server has a fault ({type(error).__name__}), which its log describes.")
 
     async def _page(self, request: Request) -> Response:
         name, kind = _PAGE[request.url.path]
@@ -124,7 +137,10 @@ class Service:
             answers = await self._answer(request)
         except RequestError as error:
             self._metrics.count(error.status, monotonic() - started)
-            return _json({"error": str(error)}, error.status, **error.headers)
+            return _refusal(error.status, str(error), **error.headers)
+        except Exception:
+            self._metrics.count(500, monotonic() - started)
+            raise
         broken = sum("error" in answer for answer in answers)
         status = 422 if broken == len(answers) else 200
         self._metrics.count(status, monotonic() - started, len(answers), broken)
@@ -133,7 +149,9 @@ class Service:
         return _json({"error": f"rows[0]: {answers[0]['error']}", "answers": answers}, status)
 
     async def _answer(self, request: Request) -> list[Row]:
-        rows, top = _parse_body(await self._read_body(request), self._limits.max_rows)
+        body = await self._read_body(request)
+        parts = body, self._limits.max_rows
+        rows, top = _parse_body(*parts) if len(body) < _LARGE_BODY else await asyncio.to_thread(_parse_body, *parts)
         parsed: list[Row | None] = []
         errors: list[str] = []
         for item in rows:
@@ -141,7 +159,7 @@ class Service:
                 parsed.append(self._model.parse(item))
             except Exception as error:  # a broken row can raise anything
                 parsed.append(None)
-                errors.append(self._model.reason_of(error))
+                errors.append(_cut(self._model.reason_of(error)))
         usable = [row for row in parsed if row is not None]
         answers = iter(await self._wait_for(usable, top) if usable else [])
         reasons = iter(errors)
@@ -164,7 +182,8 @@ class Service:
     async def _read_body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which a page of another origin cannot send
-            raise RequestError(415, "the body must be JSON, declared by the header Content-Type: application/json")
+            problem = "the body must be JSON, declared by the header Content-Type: application/json"
+            raise RequestError(415, f"{problem}, got {_cut(kind) or 'no such header'}.")
         largest = self._limits.max_bytes
         too_large = f"the body is larger than {largest} bytes (max_bytes). Send fewer rows at once."
         if int(request.headers.get("content-length", "0")) > largest:
@@ -177,7 +196,12 @@ class Service:
                     if len(body) > largest:
                         raise RequestError(413, too_large)
         except TimeoutError:
-            raise RequestError(408, f"the body did not arrive within {self._limits.timeout:g} seconds") from None
+            problem = (
+                f"the body did not arrive within {self._limits.timeout:g} seconds (timeout). Send fewer rows at once."
+            )
+            raise RequestError(408, problem) from None
+        except ClientDisconnect:
+            raise RequestError(400, "the body has no end, because the client has gone.") from None
         return bytes(body)
 
 
@@ -188,7 +212,9 @@ def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
     except DocumentError as error:
         raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}.') from None
     if unknown := document.keys() - {"rows", "top"}:
-        raise RequestError(400, f"unknown field {min(unknown)!r}. Known: rows, top.")
+        raise RequestError(400, f"unknown field {_cut(min(unknown))!r}. Known: rows, top.")
+    if repeated := _find_repeated(body, document):
+        raise RequestError(400, f"the field {_cut(repeated)!r} appears twice in an object. Send it once.")
     rows, top = document["rows"], document.get("top", 1)
     if not rows:
         raise RequestError(400, "rows: is empty. Send at least one row.")
@@ -198,6 +224,30 @@ def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
         problem = f"rows: at most {max_rows} per request (max_rows), got {len(rows)}. Send several requests."
         raise RequestError(413, problem)
     return rows, top
+
+
+def _find_repeated(body: bytes, document: dict[str, Any]) -> str | None:
+    """Return a key that an object of the body has several times; Python's parser keeps the last of its values."""
+    keys = len(document) + sum(len(row) for row in document["rows"] if isinstance(row, dict))
+    if body.count(b":") == keys:  # each key has a colon, so this says for most bodies of numbers that none is repeated
+        return None
+    repeated: list[str] = []
+
+    def read(pairs: list[tuple[str, object]]) -> None:
+        if len(pairs) > len(dict(pairs)):
+            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    json.loads(body, object_pairs_hook=read)
+    return repeated[0] if repeated else None
+
+
+def _cut(text: str) -> str:
+    """Return the start of a text of a client, which a message repeats."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _refusal(status: int, problem: str, **headers: str) -> Response:
+    return _json({"error": problem}, status, **headers)
 
 
 def _json(value: object, status: int = 200, **headers: str) -> Response:

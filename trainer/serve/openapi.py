@@ -6,15 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_FAULTS = {
-    "400": "The body is not the JSON that is described here.",
-    "408": "The body did not arrive in time.",
-    "413": "The body or the number of rows is too large.",
-    "415": "The body is not declared as application/json.",
-    "422": "None of the rows could be used.",
-    "503": "Too many rows are waiting. Try again after the seconds in Retry-After.",
-    "504": "The answers took too long.",
+STATUSES = {
+    200: "An answer for each row, in their order.",
+    400: "The request is not HTTP, or its body is not the JSON that is described here.",
+    404: "There is no such path.",
+    405: "The path does not answer this method. Allow names those that it answers.",
+    408: "The headers or the body did not arrive within `timeout`.",
+    413: "The body is larger than `max_bytes`, or has more rows than `max_rows`.",
+    415: "The body is not declared as application/json.",
+    422: "None of the rows could be used.",
+    431: "The headers are too large.",
+    500: "The model or the server has a fault, which its log describes.",
+    503: "More rows than `max_waiting` are waiting. Try again after the seconds in Retry-After.",
+    504: "The answers took longer than `timeout`.",
 }
+"""The meaning of each HTTP status of the server."""
+
+_ERRORS = [status for status in STATUSES if status not in (200, 404, 405)]
+"""The errors of /predict."""
+
 _ANSWERS: dict[str, dict[str, Any]] = {
     "classes": {"label": {"type": "string"}, "probability": {"type": "number"}, "probabilities": {"type": "object"}},
     "labels": {"labels": {"type": "array", "items": {"type": "string"}}, "probabilities": {"type": "object"}},
@@ -55,7 +65,7 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
     }
     answers = {"type": "object", "properties": {"answers": {"type": "array", "items": answer}}}
     example = model["example"]
-    answered = _response("An answer for each row, in their order.", answers)
+    answered = _response(STATUSES[200], answers)
     if example:
         answered["content"]["application/json"]["example"] = {"answers": example["answers"]}
     predict = {
@@ -67,7 +77,7 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
                 "application/json": {"schema": request} | ({"example": {"rows": example["rows"]}} if example else {})
             },
         },
-        "responses": {"200": answered} | {status: _response(text, _ERROR) for status, text in _FAULTS.items()},
+        "responses": {"200": answered} | {str(status): _response(STATUSES[status], _ERROR) for status in _ERRORS},
     }
     return {
         "openapi": "3.1.0",

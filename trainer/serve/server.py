@@ -8,12 +8,14 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from trainer.errors import ConfigError, format_error
+from trainer.serve.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +63,8 @@ class Server(uvicorn.Server):
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=int(timeout) + 1,
+            h11_max_incomplete_event_size=2**20,  # more than a connection lets pass
+            http=partial(Connection, timeout),  # type: ignore[arg-type]  # uvicorn only calls it
         )
         super().__init__(config)
         self._on_stop = on_stop

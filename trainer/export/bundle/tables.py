@@ -112,7 +112,8 @@ class Categories:
             return len(self.known)
         text = self.as_text(cell)
         name = text if text in self.known else self.spellings.get(text.casefold(), text)
-        return self.known.get(name, self.other)
+        slot: int = self.known.get(name, self.other)
+        return slot
 
 
 READERS = {"tables": Tables}
