@@ -132,6 +132,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
     "prompts.csv": (table("id Completion Prompt", [[n, f"it is {n}", text] for n, text in enumerate(TEXTS)]), "causal_lm", {"text": ["Prompt", "Completion"]}),
     "sentiment.csv": (table("prompt completion", [[text, label] for text, label in ROWS]), "text_classification", {"text": "prompt", "label": "completion"}),
     "dialogs.jsonl": (json_lines(*({"prompt": [{"role": "user", "content": text}], "completion": [{"role": "assistant", "content": text[::-1]}]} for text in TEXTS)), "causal_lm", {"text": ["prompt", "completion"]}),
+    "chinese.csv": (table("编号 评论内容 评价 评分", [[n, text, f"{label} " if n == 9 else label, n * 0.7 % 5] for n, (text, label) in enumerate(ROWS)]), "text_classification", {"text": "评论内容", "label": "评价"}),
     "photos": (images((16,)), "image_classification", {"root": "photos"}),
     "sizes": (images((16, 40, 70)), "image_classification", {"root": "sizes"}),
     "splits": (split_files, "text_classification", {"train": "splits/train.csv", "validation": "splits/dev.csv", "test": "splits/test.csv"}),
@@ -257,10 +258,18 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["init", "odd.csv"]) == 0
     output = capsys.readouterr().out
     assert "note: the columns named 'b' share a name and are left out" in output
-    assert "note: 1 of 3 classes have fewer than 5 rows, such as rare" in output
+    assert "note: 1 of 3 classes have fewer than 5 rows, such as rare." in output
     table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
     assert main(["init", "gaps.csv"]) == 0
     assert "note: 12 rows have no label and are left out" in capsys.readouterr().out
+    spent = [
+        [n % 7, "xyz"[n % 3], n * 0.5 if n % 9 else "n/a", f"2020-01-{n % 28 + 1:02}", "ab"[n % 2]] for n in range(90)
+    ]
+    table("age city spent day label", spent)(Path("spent.csv"))
+    assert main(["init", "spent.csv"]) == 0
+    output = capsys.readouterr().out
+    assert "note: spent is left out: it is read as text: 80 of its 90 cells are numbers, the first other" in output
+    assert "note: day is left out: it contains dates, such as '2020-01-01' in row 1" in output
     images((16, 40, 70))(Path("sizes"))
     assert main(["init", "sizes"]) == 0
     assert "60 images in 2 classes, of 3 sizes, the shorter side 16 pixels" in capsys.readouterr().out

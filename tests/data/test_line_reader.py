@@ -31,6 +31,8 @@ def test_line_that_is_not_utf_8_does_not_affect_other_lines() -> None:
         ("créée — naïve Größe".encode("cp1252"), "WINDOWS-1252"),
         ("今天的比赛非常精彩。我喜欢,体育\n".encode("gbk"), "GB18030"),
         ("冠军,a\n".encode("gbk"), "GB18030"),
+        ("编号,评论内容,评价,日期,评分\n".encode("gbk"), "GB18030"),
+        ("번호,제목,내용,별점,작성자\n".encode("cp949"), "CP949"),
         ("오늘 경기는 정말 좋았다\n".encode("cp949"), "CP949"),
         ("今日の試合はとても良かった。\n".encode("cp932"), "CP932"),
         ("今天的比賽非常精彩\n".encode("big5"), "BIG5"),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from trainer.data.profile import ColumnProfile, TableProfile, leaking_columns, warnings_of
+from trainer.data.profile import ColumnProfile, TableProfile, feature_warnings, leaking_columns, warnings_of
 from trainer.errors import DataError, format_error
+from trainer.task.class_names import warn_of_equal_names
 
 _BATCH = 32
 """The default of `train.batch_size`."""
@@ -27,10 +28,14 @@ _RARE = 5
 _TARGET_NAMES = (
     *("label", "labels", "target", "y", "outcome", "survived", "churn", "diagnosis", "sentiment", "intent", "topic"),
     *("species", "class", "category", "score", "rating", "stars", "price", "value", "genre", "genres", "tags"),
+    *("标签", "类别", "分类", "情感", "评价", "评分", "星级", "价格"),
 )
 """Names of columns that are to be predicted, the most certain ones first."""
 
-_TEXT_NAMES = ("text", "content", "sentence", "review", "body", "message", "comment", "document", "question", "title")
+_TEXT_NAMES = (
+    *("text", "content", "sentence", "review", "body", "message", "comment", "document", "question", "title"),
+    *("文本", "内容", "正文", "句子", "评论", "问题", "标题"),
+)
 _SCORE_NAMES = ("score", "similarity", "sim", "relatedness")
 _DIALOG_NAMES = (
     ("system", "system_prompt"),
@@ -125,11 +130,12 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
     warnings = warnings_of(table, proposal.roles, separators[0] if separators else "|")
     for name in proposal.roles.get("label", ()):
         counts = _column(table, "target", name).counts
+        warnings += warn_of_equal_names(counts, f"data.label={name}")
         if rare := [value for value, count in counts.items() if count < _RARE]:
             shown = ", ".join(rare[:_RARE])
             warnings.append(f"{len(rare)} of {len(counts)} classes have fewer than {_RARE} rows, such as {shown}")
     warnings += _incomplete_notes(table, proposal.roles)
-    notes = [f"note: {note}" for note in (*table.notes, *warnings)]
+    notes = [f"note: {note.removesuffix('.')}." for note in (*table.notes, *warnings)]
     return Look([*table.describe(), *notes], proposal, table.num_rows)
 
 
@@ -196,10 +202,11 @@ def _column(table: TableProfile, key: str, name: str) -> ColumnProfile:
 
 
 def _rank(name: str, names: Sequence[str]) -> int:
-    """Return the place of a column's name, or of its last word, in a list of usual names."""
+    """Return the place of a column's name, or of its last word, in usual names; Chinese words have no spaces."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    last = [place for place, each in enumerate(names) if not each.isascii() and name.strip().endswith(each)]
     places = [names.index(word) for word in ("".join(words), *words[-1:]) if word in names]
-    return min(places, default=len(names))
+    return min([*places, *last], default=len(names))
 
 
 def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) -> ColumnProfile | None:
@@ -226,7 +233,9 @@ def _propose_pairs(table: TableProfile, texts: Sequence[ColumnProfile]) -> Propo
     """Return the job for columns of words and tags, or for several texts in a row; None for other tables."""
     if (tagged := _words_and_tags(table)) is not None:
         return _propose_tags(table, *tagged)
-    others = [column for column in table.columns if column.kind not in ("text", "identifier", "constant", "empty")]
+    others = [
+        column for column in table.columns if column.kind not in ("text", "identifier", "mixed", "constant", "empty")
+    ]
     by_place = sorted(texts, key=lambda column: [each.name for each in table.columns].index(column.name))
     if len(texts) not in (2, 3) or len(others) > 1:
         return None
@@ -326,6 +335,8 @@ def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], ta
     if not names:
         raise _no_target_error(table)
     omitted = [column.name for column in table.columns if column is not target and column.name not in names]
+    for column in table.of_kind("mixed", "date"):
+        table.notes.extend(f"{column.name} is left out: it {text}" for text in feature_warnings(table, column.name))
     comment = f"left out: {', '.join(omitted)}" if omitted else "the columns to predict from"
     is_class = target.can_be_class
     columns = [Setting("data.label", target.name)] if is_class else [Setting("data.columns.value", target.name)]

@@ -11,11 +11,12 @@ from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
+from unicodedata import east_asian_width
 
 from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_messages, unescape_tab
 from trainer.data.labels import find_lists
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
-from trainer.data.plausibility import DATE, IDENTIFIER, Leaks
+from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks
 from trainer.data.readers import column_names, format_suffix, read_records
 from trainer.data.splits import row_id, split_row_id
 from trainer.data.table import Table, describe_columns
@@ -45,8 +46,9 @@ _MAX_NUMERIC_CLASSES = 20
 """A column with more different whole numbers probably contains amounts."""
 
 Kind = Literal[
-    "empty", "constant", "identifier", "date", "number", "class", "text", "list", "image", "messages", "other"
+    "empty", "constant", "identifier", "date", "number", "mixed", "class", "text", "list", "image", "messages", "other"
 ]
+"""What the cells of a column look like; `mixed` is numbers with some texts among them."""
 
 _SEPARATORS = {",": ",", ";": ";", "\t": "\\t", "|": "|"}
 """Separators of cells that are recognized in a header, as `data.separator` writes them."""
@@ -175,11 +177,17 @@ class TableProfile:
         yield f"{self.path}: {self.num_rows:,} rows, {len(self.columns)} column{'s' if len(self.columns) > 1 else ''}"
         shown = self.columns[:_MAX_COLUMNS]
         cells = [(column.name, column.kind, column.describe()) for column in shown]
-        widths = [max(len(row[place]) for row in cells) for place in (0, 1)]
-        for name, kind, values in cells:
-            yield f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {values}"
+        widths = [max(_width(row[place]) for row in cells) for place in (0, 1)]
+        for row in cells:
+            padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=False)]
+            yield "  " + "  ".join([*padded, row[2]])
         if len(self.columns) > len(shown):
             yield f"  and {len(self.columns) - len(shown)} more columns"
+
+
+def _width(text: str) -> int:
+    """Return the columns that a text takes on a terminal, where Chinese characters take two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def profile_table(path: Path) -> TableProfile:
@@ -270,7 +278,8 @@ def warnings_of(table: TableProfile, roles: Mapping[str, list[str]], separator: 
     """
 
     def describe_role(role: str) -> str:
-        return describe_columns(role if role in ("text", "label") else f"columns.{role}", roles[role])
+        names = roles[role] if role == "features" or len(roles[role]) > 1 else roles[role][0]
+        return describe_columns(role if role in ("text", "label") else f"columns.{role}", names)
 
     names = [column.name for column in table.columns]
     checked = Table.for_roles(roles, list(roles), describe_role, separator, names)
@@ -285,6 +294,16 @@ def warnings_of(table: TableProfile, roles: Mapping[str, list[str]], separator: 
     return [
         message.replace("{place}", f"{table.path}, row {split_row_id(row)[1]}") for message, row in checked.warnings
     ]
+
+
+def feature_warnings(table: TableProfile, name: str) -> list[str]:
+    """Return the warnings that a source has about a column of the first rows if it is a feature."""
+    position = [column.name for column in table.columns].index(name)
+    column = FeatureColumn(name)
+    for number, cells in enumerate(table.first_rows, 1):
+        if not _is_missing(cells[position]):
+            column.add(cells[position], number)
+    return [text.replace("{place}", f"row {row}") for text, row in column.warnings()]
 
 
 def leaking_columns(table: TableProfile, features: Sequence[str], target: str) -> list[str]:
@@ -315,7 +334,7 @@ def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
         return "class"
     if is_distinct and num_cells > 5 and (words < 1.2 or (words < 2 and IDENTIFIER.search(name))):
         return "identifier"
-    return "text"
+    return "mixed" if sum(map(is_number, compared)) > len(compared) / 2 else "text"
 
 
 def _counts_rows(values: Sequence[str]) -> bool:
