@@ -183,6 +183,26 @@ def test_the_training_is_killed_resumed_and_equal(capsys: pytest.CaptureFixture[
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_slow_training_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        kill = communicate = staticmethod(lambda: None)
+
+    def start(folder: Path, name: str, *overrides: str) -> Any:
+        checkpoint = folder / name / "checkpoints" / "step-00000200"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "state.json").write_text("{}", encoding="utf-8")
+        return Ended()
+
+    monkeypatch.setattr(doctor, "_start_training", start)
+    monkeypatch.setattr(doctor, "_kill_at_checkpoint", lambda process, checkpoints: True)
+    monkeypatch.setattr(doctor, "_wait", lambda process: "")
+    assert doctor._check_training().status == "ok"
+    monkeypatch.setattr(doctor, "_SLOW_SECONDS", 0.0)
+    check = doctor._check_training()
+    assert (check.status, "killed and resumed: the same 0.0 MB" in check.text) == ("note", True)
+    assert "see with top what else is running" in check.remedy
+
+
 @pytest.mark.slow
 def test_a_resumed_training_that_differs_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     start = doctor._start_training
