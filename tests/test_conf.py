@@ -54,6 +54,7 @@ TASK_OF_TARGET = {
     "values": ["task=regression"],
     "views": ["task=sentence_embedding", "task.supervision=pairs"],
     "similarity": ["task=sentence_embedding", "task.supervision=scored"],
+    "spans": ["task=span_classification"],
 }
 TASK_OF_INPUTS = {
     "tokens": [],
@@ -65,6 +66,7 @@ ROLES = {
     "stdlib_similar": ("text", "positive"),
     "stdlib_sizes": ("text", "value"),
     "stdlib_tokens": ("words", "tags"),
+    "stdlib_spans": ("text", "spans"),
     "breast_cancer": ("features", "label"),
     "diabetes": ("features", "value"),
     "digits": ("image", "label"),
@@ -97,7 +99,7 @@ def fitting(option: str) -> list[str]:
 
 def test_every_file_is_an_option_or_listed_here() -> None:
     assert set(FILES) - set(OPTIONS) == REST
-    assert len(OPTIONS) == 95
+    assert len(OPTIONS) == 99
 
 
 BY_DATA = ("image_classification", "token_classification", "sentence_embedding")

@@ -134,6 +134,7 @@ ON_TEXT = {
     "tags": ["task=token_classification"],
     "crf": ["task=token_classification", "loss=crf"],
     "crf_of_padded_tags": ["task=token_classification", "loss=crf", "loader.batching=padded"],
+    "spans": ["task=span_classification", "loss=global_pointer", "loss.head_size=8"],
     "masked_lm": ["task=masked_lm"],
     "causal_lm": ["task=causal_lm", "model=decoder", "model.tie_embeddings=false"],
     "tied_embeddings": ["task=causal_lm", "model=decoder", "model.tie_embeddings=true"],
@@ -293,7 +294,8 @@ def test_a_statistic_of_the_batch_sees_the_samples_of_all_devices(
 
 
 @pytest.mark.parametrize(
-    "name", ["regression", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tags", "masked_lm", "images"))]
+    "name",
+    ["regression", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tags", "spans", "masked_lm", "images"))],
 )
 def test_three_devices_share_what_does_not_divide(name: str, roles: list[str], tmp_path: Path) -> None:
     # 61 samples, 12 in a step: the last batch of an epoch is one sample, and a split of 20 has fewer batches than

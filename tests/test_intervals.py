@@ -58,9 +58,11 @@ def test_every_metric_of_a_task_has_an_interval_around_it(name: str) -> None:
         assert high - low < 10 * max(1.0, abs(values[metric]))
 
 
-@pytest.mark.parametrize("name", ["class", "labels", "tags", "values", "masked", "causal"])
+@pytest.mark.parametrize("name", ["class", "labels", "tags", "spans", "values", "masked", "causal"])
 def test_every_named_metric_has_an_interval_or_a_reason(name: str) -> None:
-    kind = {"class": "class", "labels": "multi_hot", "tags": "tags", "values": "values"}.get(name, "tokens")
+    kind = {"class": "class", "labels": "multi_hot", "tags": "tags", "spans": "spans", "values": "values"}.get(
+        name, "tokens"
+    )
     names = sorted(each.replace("K", "2") for each, kinds in FITS.items() if kind in kinds)
     task, table, values = record(CASES[name], "packed", names=names)
     about = {"kind": prediction_kind(task), "classes": task.info().class_names}

@@ -19,6 +19,7 @@ TASKS = {
     "values": [["task=regression"]],
     "views": [[f"task=sentence_embedding task.supervision={how}"] for how in ("none", "pairs", "triplets")],
     "similarity": [["task=sentence_embedding task.supervision=scored"]],
+    "spans": [["task=span_classification"]],
     "shares": [],
 }
 """Text tasks for each type of target; only image tasks have shares, which `test_resume` trains on."""
@@ -58,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 
 def test_every_loss_declares_its_targets() -> None:
-    assert len(LOSSES) == 16
+    assert len(LOSSES) == 17
     assert {target for loss in LOSSES for target in supported_targets(loss)} == TASKS.keys()
 
 

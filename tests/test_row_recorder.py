@@ -14,7 +14,7 @@ from pyarrow import parquet
 from torch import Tensor, nn
 
 from tests.support.hostile_files import replace_metadata
-from tests.support.jobs import rows
+from tests.support.jobs import rows, spans_of
 from tests.support.stored_predictions import write_predictions
 from tests.support.token_targets import batch_of, decoder, encoder, fitted
 from trainer.config.metrics import kind_of
@@ -26,6 +26,7 @@ from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
 from trainer.loss.cosine_embedding import CosineEmbedding
 from trainer.loss.crf import Crf
 from trainer.loss.cross_entropy import CrossEntropy
+from trainer.loss.global_pointer import GlobalPointer
 from trainer.loss.info_nce import InfoNce
 from trainer.loss.mse import Mse
 from trainer.precision import Precision
@@ -47,6 +48,7 @@ from trainer.task.multilabel_classification import MultilabelClassification
 from trainer.task.named_metrics import build_named_metric, prepare_classes, prepare_labels
 from trainer.task.regression import Regression
 from trainer.task.sentence_embedding import SentenceEmbedding
+from trainer.task.span_classification import SpanClassification
 from trainer.task.text_classification import TextClassification
 from trainer.task.token_classification import TokenClassification
 
@@ -66,6 +68,7 @@ COLUMNS: dict[str, list[Any]] = {
     "negative": [" ".join(words[1:4]) for words in reversed(WORDS)],
     "text_pair": [" ".join(words[:2]) for words in WORDS],
     "score": [float(number % 2) for number in range(23)],
+    "spans": [spans_of(text) for text in LINES],
 }
 CE = CrossEntropy(None, 0.1, -100)
 
@@ -75,6 +78,16 @@ def crf(*between: Sequence[float]) -> Crf:
     loss = Crf(False, -100, len(between))
     loss.between.data = torch.tensor(between)
     return loss
+
+
+def pointer() -> GlobalPointer:
+    """Return a loss whose scores are above 0 for some spans."""
+    torch.manual_seed(1)
+    return GlobalPointer(8, 2)
+
+
+def span_encoder(task: Any) -> nn.Module:
+    return encoder(task, num_outputs=16)
 
 
 class Case(NamedTuple):
@@ -90,6 +103,7 @@ CASES = {
     "values": Case(Regression(**TEXTS), Mse()),
     "tags": Case(TokenClassification(**TEXTS), CE, ("packed", "padded")),
     "sequences": Case(TokenClassification(**TEXTS), crf([-2.0, 2.0], [3.0, -4.0]), ("packed", "padded")),
+    "spans": Case(SpanClassification(span_end="exclusive", **TEXTS), pointer(), ("packed", "padded"), span_encoder),
     "masked": Case(MaskedLm(mask_share=0.3, whole_words=False, **TEXTS), CE, ("packed", "padded")),
     "causal": Case(CausalLm(**TEXTS), CE, ("packed", "full_rows", "padded"), decoder),
     "pairs": Case(SentenceEmbedding(supervision="pairs", **VIEWS), InfoNce(0.1, False)),
@@ -146,6 +160,14 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
     if name == "triplets":
         assert np.mean(columns["num_right"]) == pytest.approx(values["triplet_accuracy"])
         assert 0 < np.mean(columns["num_right"]) < 1
+    elif name == "spans":
+        found = [
+            len({*target} & {*answer}) for target, answer in zip(columns["target"], columns["prediction"], strict=True)
+        ]
+        assert columns["num_right"] == found
+        assert sum(found) / sum(map(len, columns["target"])) == pytest.approx(values["entity_recall"])
+        assert sum(found) / sum(map(len, columns["prediction"])) == pytest.approx(values["entity_precision"])
+        assert 0 < sum(found) < sum(map(len, columns["target"]))
     elif columns["num_right"][0] is not None:
         assert sum(columns["num_right"]) / counts.sum() == pytest.approx(values["accuracy"])
     answers = list(zip(columns["target"], columns["prediction"], strict=True))
@@ -175,7 +197,7 @@ def test_rows_add_up_to_the_loss_and_agree_with_the_metrics(name: str, batching:
         assert columns["prediction"] == columns["target"] == [None] * len(table)
 
 
-@pytest.mark.parametrize("name", ["tags", "sequences", "masked", "causal"])
+@pytest.mark.parametrize("name", ["tags", "sequences", "spans", "masked", "causal"])
 def test_a_row_does_not_depend_on_the_layout(name: str) -> None:
     padded, *others = (record(CASES[name], batching)[1] for batching in reversed(CASES[name].layouts))
     losses = padded["loss"].to_numpy()

@@ -31,8 +31,8 @@ TARGETS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "views": lambda: (torch.randn(12, 4), torch.arange(6).repeat_interleave(2).view(6, 2)),
     "similarity": lambda: (torch.randn(12, 4), torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0])),
 }
-WITHOUT_LOGITS = ("kl_distillation", "hierarchical_softmax", "adaptive_softmax", "crf")
-"""Losses that need a teacher, own the last layer of the model, or read sequences."""
+WITHOUT_LOGITS = ("kl_distillation", "hierarchical_softmax", "adaptive_softmax", "crf", "global_pointer")
+"""Losses that need a teacher, own the last layer of the model, or read sequences or spans."""
 FROM_A_FOLDER = ("pretrained", "pretrained_image")
 """Models of transformers: tests/model/test_pretrained.py proves them equal to the library's own."""
 INPUTS = {
@@ -147,6 +147,7 @@ SOURCES: dict[str, tuple[Callable[[], None], dict[str, Any], str]] = {
     "stdlib_similar": (lambda: None, {}, "text positive"),
     "stdlib_sizes": (lambda: None, {}, "text value"),
     "stdlib_tokens": (lambda: None, {}, "words tags"),
+    "stdlib_spans": (lambda: None, {}, "text spans"),
 }  # fmt: skip
 """For each source: the function that writes its files, the keys that name them, and roles that it has."""
 

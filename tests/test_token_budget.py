@@ -35,6 +35,7 @@ TASKS = {
     "correlation": ["task=regression", "loss=mse_correlation"],
     "labels": ["task=multilabel_classification", "loss=binary_cross_entropy"],
     "tags": ["task=token_classification"],
+    "spans": ["task=span_classification", "loss.head_size=8"],
     "masked words": ["task=masked_lm"],
     "decoder": ["task=causal_lm", "model=decoder"],
 }

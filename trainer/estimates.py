@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trainer.layout import Document
-from trainer.predictions import TOP
+from trainer.predictions import TOP, split_span
 from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
 from trainer.resampling import Estimate, Units
 from trainer.task.class_scores import CLASS_SCORES, LABEL_SCORES, ClassScore, LabelScore, macro_f1
@@ -99,7 +99,7 @@ def make_estimates(
     if kind == "tokens" and "loss" in estimates:
         mean_loss = estimates["loss"]
         estimates["perplexity"] = lambda counts: np.exp(mean_loss(counts))
-    if kind in ("class", "labels", "tags") and not table["target"].null_count:
+    if kind in ("class", "labels", "tags", "spans") and not table["target"].null_count:
         estimates |= _CLASS_ESTIMATES[kind](table, about, units, names, is_part)
     elif kind in ("values", "similarity") and not table["target"].null_count:
         estimates |= _number_estimates(_numbers(table["prediction"]), _numbers(table["target"]), units)
@@ -341,7 +341,38 @@ def _tag_estimates(
     }
 
 
-_CLASS_ESTIMATES: Final = {"class": _class_estimates, "labels": _label_estimates, "tags": _tag_estimates}
+def _span_estimates(
+    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+) -> dict[str, Estimate]:
+    names = list(about["classes"])
+    columns = [
+        {(row, span) for row, spans in enumerate(table[name].to_pylist()) for span in spans}
+        for name in ("target", "prediction")
+    ]
+    # A class may occur several times in a row, so spans take the place of rows.
+    places = {span: place for place, span in enumerate(sorted(columns[0] | columns[1]))}
+    of_span = np.array([row for row, _ in places], dtype=np.int64)
+    classes = np.array([names.index(split_span(span)[2]) for _, span in places], dtype=np.int64)
+    target, predicted = (np.array(sorted(places[span] for span in column), dtype=np.int64) for column in columns)
+    spans = Units(units.of_row[of_span], units.count)
+    totals, right = _count_entries(spans, (target, classes[target]), (predicted, classes[predicted]), len(names))
+    matched, guesses, actual = (
+        np.bincount(of_span[each], minlength=len(table)).astype(np.float64) for each in (right, predicted, target)
+    )
+    return {
+        **_class_scores(totals),
+        "entity_f1": Share.of(units, 2 * matched, guesses + actual),
+        "entity_precision": Share.of(units, matched, guesses),
+        "entity_recall": Share.of(units, matched, actual),
+    }
+
+
+_CLASS_ESTIMATES: Final = {
+    "class": _class_estimates,
+    "labels": _label_estimates,
+    "tags": _tag_estimates,
+    "spans": _span_estimates,
+}
 
 
 def _count_entities(

@@ -6,7 +6,8 @@ Columns, the same for every task:
 * `file` (string), `line` (int64): the file that the sample comes from, and the number of its record there, from 1;
   null if the source does not know them, or if a key of the data refers to an environment variable;
 * `target`, `prediction`: names of classes (string) or tags (lists of strings), lists of label names, numbers in the
-  user's units (float64, or lists if a sample has several). The prediction of a pair of texts is its cosine, the target
+  user's units (float64, or lists if a sample has several), spans (lists of strings `first:last:label`, the positions of
+  the first and the last token, from 0). The prediction of a pair of texts is its cosine, the target
   its similarity, or null if the pair has none. Both are null for language models;
 * `probabilities` (list of float32): of each class or label, in the order of `classes`; null for other tasks. Of more
   than 1,000 classes, only the 10 largest;
@@ -16,7 +17,7 @@ Columns, the same for every task:
 * `rank` (int32): the rank of a text's positive among all positives of the split by cosine, from 1, if a task retrieves
   positives; null for other tasks;
 * `num_right` (int32): the targets of a token model whose class has the largest score; of texts with hard negatives, 1
-  if the positive is nearer than all of them, else 0; null for other tasks;
+  if the positive is nearer than all of them, else 0; the spans of a text that were found; null for other tasks;
 * `closeness` (float64): the mean of exp(-2 |a - b|^2) over the vectors of all other rows, for embeddings without
   scores; null for other tasks;
 * `input_digest` (int64): identifies rows with equal inputs; white space does not distinguish texts.
@@ -28,8 +29,8 @@ by the number of the row: `{"text": ...}`, shortened, `{"image": ...}`, a small 
 a line `name: value` for each column.
 
 The schema's metadata has one key, `trainer.predictions`, with a JSON object: `format` (1), `kind` (`class`, `labels`,
-`tags`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`, `precision`,
-`digest` and, for other rows than the run's own, `data`, as in `eval/<split>.json`.
+`tags`, `spans`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`,
+`precision`, `digest` and, for other rows than the run's own, `data`, as in `eval/<split>.json`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from trainer.shapes import DocumentError, check_shape, parse_json, to_json
 if TYPE_CHECKING:
     import pyarrow
 
-Kind = Literal["class", "labels", "tags", "values", "similarity", "tokens"]
+Kind = Literal["class", "labels", "tags", "spans", "values", "similarity", "tokens"]
 
 MAX_CLASSES: Final = 1_000
 """Probabilities of more classes are not stored, only those of the `TOP` most likely ones."""
@@ -85,7 +86,7 @@ def predictions_schema(kind: Kind, *, several_values: bool, about: Document) -> 
 
     number = pa.list_(pa.float64()) if several_values else pa.float64()
     names = pa.list_(pa.string())
-    types = {"class": pa.string(), "labels": names, "tags": names, "tokens": pa.null()}
+    types = {"class": pa.string(), "labels": names, "tags": names, "spans": names, "tokens": pa.null()}
     answer = types.get(kind, number)
     columns = {
         "row": pa.int64(),
@@ -212,15 +213,34 @@ def _check_classes(table: pyarrow.Table, about: Document) -> None:
     import pyarrow as pa
     from pyarrow import compute
 
-    if about["classes"] is None or about["kind"] not in ("class", "labels", "tags"):
+    if about["classes"] is None or about["kind"] not in ("class", "labels", "tags", "spans"):
         return
     known = pa.array(about["classes"], pa.string())
     for name in {"target", "prediction"} & {*table.column_names}:
         column = table[name].combine_chunks()
         values = column.flatten() if pa.types.is_list(column.type) else column
+        if about["kind"] == "spans":
+            values = pa.array([split_span(each)[2] for each in values.to_pylist()], pa.string())
         unknown = values.filter(compute.invert(compute.is_in(values, known))).drop_null()
         if len(unknown):
             raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0].as_py())}")
+
+
+def format_span(first: int, last: int, label: str) -> str:
+    """Return a span as the text `first:last:label`."""
+    return f"{first}:{last}:{label}"
+
+
+def split_span(text: str) -> tuple[int, int, str]:
+    """Return the first token, the last token and the label of a span.
+
+    Raises:
+        DocumentError: The text is no span.
+    """
+    first, last, label = [*text.split(":", 2), "", ""][:3]
+    if not (first.isdecimal() and last.isdecimal() and label):
+        raise DocumentError(f"must be a span such as 0:2:person, got {show_value(text)}")
+    return int(first), int(last), label
 
 
 def read_inputs(path: Path) -> dict[int, dict[str, str]]:

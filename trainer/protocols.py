@@ -114,7 +114,7 @@ class Stateful(Protocol):
         ...
 
 
-Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"]
+Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity", "spans"]
 """The type of a batch's target, with the output that it is compared with:
 
 * `class`: int64 (...,), output (..., C);
@@ -123,7 +123,9 @@ Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"
 * `values`: float32 (B, V), output (B, V);
 * `views`: int64 (B, K), the sample's number: the output (B * K, D) has K vectors per sample, sample by sample, the
   anchor first, then the positive, then hard negatives;
-* `similarity`: -1 or 1, float32 (B,), output (2 * B, D): the two vectors of each sample, sample by sample.
+* `similarity`: -1 or 1, float32 (B,), output (2 * B, D): the two vectors of each sample, sample by sample;
+* `spans`: int64 (B, T, M), the spans of tokens in each sample as `trainer.spans` describes, output (B, T, D), a vector
+  for each token, of which the loss makes scores (B, C, T, T).
 """
 
 
@@ -223,7 +225,10 @@ class HasLossHead(Protocol):
     in_features: int
 
     def scores(self, output: Tensor) -> Tensor:
-        """Return the class scores (..., C) of the features (..., D), for metrics, predictions and artifacts."""
+        """Return the class scores (..., C) of the features (..., D), for metrics, predictions and artifacts.
+
+        Of spans, the scores are (B, C, T, T).
+        """
         ...
 
 
@@ -275,9 +280,10 @@ class Source(Protocol):
 
         The columns of a split are the requested `roles` that the source has, possibly more, and `row` (int64), which
         identifies the origin of each row. The value in each role: `text`, `text_pair`, `positive`, `negative`, `label`:
-        a string; `labels`, `words`, `tags`: strings; `value`: numbers; `score`: a number; `features`: a number, a
-        string or None by name; `image`: `bytes` or `path` of an image file. A column `group` of strings, which no task
-        requests, keeps the rows of a group in one fold; the data check reports groups that are in several splits.
+        a string; `labels`, `words`, `tags`: strings; `spans`: `start`, `end` and `label` of each; `value`: numbers;
+        `score`: a number; `features`: a number, a string or None by name; `image`: `bytes` or `path` of an image file.
+        A column `group` of strings, which no task requests, keeps the rows of a group in one fold; the data check
+        reports groups that are in several splits.
 
         Raises:
             DataError: The data cannot be read; the message names the file, the row and the column.
@@ -480,6 +486,8 @@ class Task(Stateful, Protocol):
         * values: `{"value": 1.5}` or, for several, `{"value": [1.5, ...]}`, in the user's units;
         * tags: `{"words": [...], "tags": ["O", None, ...]}`, None for a word that the model did not read, and if tags
           mark entities `"entities": [{"type": "PER", "start": 0, "end": 2}, ...]`, words `start` up to before `end`;
+        * spans: `{"text": "...", "entities": [{"type": "PER", "start": 0, "end": 4, "text": "Anna"}, ...]}`, characters
+          `start` up to before `end`;
         * masked tokens: `{"text": "...", "filled": [{"token": "cat", "probability": 0.9}, None, ...]}`, None for a mask
           token that the model did not read;
         * next tokens: `{"next": [{"token": "cat", "probability": 0.9}, ...], "perplexity": 12.3}`, at least five;

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.deferred_logits import DeferredLogits
-from trainer.predictions import MAX_CLASSES, TOP, Kind
+from trainer.predictions import MAX_CLASSES, TOP, Kind, format_span
 from trainer.protocols import (
     Batch,
     HasAnswers,
@@ -27,6 +27,7 @@ from trainer.protocols import (
     UsesInputs,
 )
 from trainer.ranks import Ranks
+from trainer.spans import list_spans, list_targets, possible_spans
 from trainer.targets import compute_loss, compute_row_losses, compute_scores
 from trainer.task.embedding_metrics import mean_closeness, nearer_than_negatives, positive_ranks
 
@@ -44,6 +45,7 @@ _KINDS: Final[dict[Target, Kind]] = {
     "values": "values",
     "views": "similarity",
     "similarity": "similarity",
+    "spans": "spans",
 }
 _IGNORED = -100
 
@@ -52,7 +54,8 @@ def prediction_kind(task: Task) -> Kind:
     """Return the kind of a task's predictions."""
     if isinstance(task, LanguageModelTask):
         return "tokens"
-    return "tags" if task.info().output_level == "token" else _KINDS[task.target]
+    per_token = task.info().output_level == "token" and task.target == "class"
+    return "tags" if per_token else _KINDS[task.target]
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,8 @@ class RowRecorder:
             read = answers or _plain_values
             return {"target": read(target), "prediction": read(scores)}
         names = self._names(scores.shape[1])
+        if kind == "spans":
+            return _span_columns(scores, target, names)
         predicted: list[Any]
         wanted: list[Any]
         if kind == "labels":
@@ -272,6 +277,19 @@ def _plain_values(values: Tensor) -> list[Any]:
 
 def _select_names(chosen: Tensor, names: Sequence[str]) -> list[list[str]]:
     return [[names[index] for index in np.flatnonzero(row).tolist()] for row in chosen.cpu().numpy()]
+
+
+def _span_columns(scores: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Return the spans of each row as texts: those of the target (B, T, M), and those with scores (B, C, T, T) > 0."""
+    possible = possible_spans(target)[:, None]
+    found = [list_spans(each) for each in ((scores > 0).cpu() & possible).unbind()]
+    wanted = [list_targets(each, len(names)) for each in target]
+    right = [len({*spans} & {*own}) for spans, own in zip(found, wanted, strict=True)]
+    answers = (
+        [[format_span(first, last, names[index]) for first, last, index in row] for row in rows]
+        for rows in (wanted, found)
+    )
+    return {**dict(zip(("target", "prediction"), answers, strict=True)), "num_right": right}
 
 
 def _probability_columns(probabilities: Tensor) -> dict[str, Any]:

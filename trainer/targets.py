@@ -28,6 +28,7 @@ from trainer.protocols import (
     UsesTagTransitions,
 )
 from trainer.ranks import Ranks
+from trainer.spans import NO_BOUNDARY, NO_SPAN
 from trainer.tags import decode_tags
 
 _TOLERANCE = 1e-4
@@ -240,6 +241,18 @@ def check_views(target: Tensor) -> None:
     if target.dtype != torch.int64 or target.ndim != 2 or target.shape[1] < 2:
         problem = "must be the sample's number for each of at least two views, int64 (B, K)"
         raise RowError(0, "target", format_error("target", problem, value=_describe_shape(target)))
+
+
+def check_spans(target: Tensor, num_classes: int) -> None:
+    """Raise RowError unless `target` is int64 (B, T, M) as `trainer.spans` describes, of spans of `num_classes`."""
+    if target.dtype != torch.int64 or target.ndim != 3:
+        problem = "must be the spans that start at each token, int64 (B, T, M)"
+        raise RowError(0, "target", format_error("target", problem, value=_describe_shape(target)))
+    first = torch.arange(target.shape[1], device=target.device)[:, None]
+    last = target.div(num_classes, rounding_mode="floor")
+    wrong = (target >= 0) & ((last < first) | (last >= target.shape[1]))
+    wrong |= (target < 0) & (target != NO_SPAN) & (target != NO_BOUNDARY)
+    _raise_if_any(target, wrong, f"must be a last token of the row times {num_classes} classes plus a class")
 
 
 def _check_table(target: Tensor, num_outputs: int | None, contents: str) -> None:

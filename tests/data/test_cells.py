@@ -105,6 +105,7 @@ def test_number_survives_its_text(value: float) -> None:
     assert is_number(repr(value))
 
 
+SPAN = {"start": 0, "end": 4, "label": "a"}
 CELLS: list[tuple[str, Any, Any]] = [
     ("text", " a ", " a "),
     ("text", "  ", None),
@@ -129,6 +130,15 @@ CELLS: list[tuple[str, Any, Any]] = [
     ("words", "", None),
     ("words", ["你", "好"], ["你", "好"]),
     ("tags", ["B-A B", "O"], ["B-A B", "O"]),
+    ("spans", [{"start": 0, "end": 4, "label": "a", "id": 7}], [SPAN]),
+    ("spans", '[{"start_idx": 0, "end_idx": 4, "type": "a"}]', [SPAN]),
+    ("spans", [{"start_offset": 0, "end_offset": 4, "label": "a"}], [SPAN]),
+    ("spans", [[0, 4, "a"]], [SPAN]),
+    ("spans", {"start": [0, 2], "end": [4, 3], "label": ["a", 1]}, [SPAN, {"start": 2, "end": 3, "label": "1"}]),
+    ("spans", {"start": [], "end": [], "label": []}, []),
+    ("spans", "[]", []),
+    ("spans", " ", None),
+    ("spans", None, None),
     ("value", ["1.5", 2], [1.5, 2.0]),
     ("value", [[1, 2]], [1.0, 2.0]),
     ("value", ["1", ""], None),
@@ -160,6 +170,16 @@ def test_cell_becomes_the_value_of_its_role() -> None:
         ("words", ["a", None], "one of the words or tags is empty"),
         ("words", ["a", ["b"]], "expected a string, got list"),
         ("tags", "O B-A", r"a tag contains white space, got 'O B-A'; check data\.list_separator"),
+        ("spans", "0 4 a", "expected a JSON list of spans, got '0 4 a'"),
+        ("spans", 4, "expected a list of spans, got int"),
+        ("spans", "7", "expected a list of spans, got int"),
+        ("spans", ["a"], "expected a start, an end and a label, got 'a'"),
+        ("spans", [[0, 4]], r"expected a start, an end and a label, got \[0, 4\]"),
+        ("spans", [["0", 4, "a"]], "the start and the end must be whole numbers of at least 0"),
+        ("spans", [[-1, 4, "a"]], "the start and the end must be whole numbers of at least 0"),
+        ("spans", [[True, 4, "a"]], "the start and the end must be whole numbers of at least 0"),
+        ("spans", [{"start": 0, "label": "a"}], "the start and the end must be whole numbers"),
+        ("spans", [[0, 4, " "]], "a span has no label"),
         ("value", ["x"], "expected a number, got 'x'"),
         ("group", " ", "the row has no group"),
         ("score", "x", "expected a number, got 'x'"),

@@ -21,7 +21,7 @@ from trainer.mapped_files import MappedRows
 from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
 
-ROLES = ["text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "features", "image"]
+ROLES = ["text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "spans", "features", "image"]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("working_folder")
 
 SHARES = {"validation": 0.1, "test": 0.1}
 OWN_VALIDATION = SHARES | {"test": 0}
-ROLES = ("text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "image")
+ROLES = ("text_pair", "positive", "negative", "labels", "value", "score", "words", "tags", "spans", "image")
 COLUMNS: dict[str, Any] = {role: role for role in ROLES} | {"features": None}
 TEXT_AND_LABEL = ("text", "label")
 

@@ -12,7 +12,20 @@ from trainer.data.splits import assign_split
 from trainer.errors import ConfigError, DataError
 
 SHARES = {"validation": 0.1, "test": 0.1}
-ROLES = ("text", "text_pair", "positive", "negative", "label", "labels", "value", "score", "words", "tags", "image")
+ROLES = (
+    "text",
+    "text_pair",
+    "positive",
+    "negative",
+    "label",
+    "labels",
+    "value",
+    "score",
+    "words",
+    "tags",
+    "spans",
+    "image",
+)
 COLUMNS: dict[str, Any] = {role: role for role in ROLES} | {"features": None}
 SPLITS: dict[str, str | None] = {"train": "train", "validation": None, "test": None}
 

@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, DataError
 
 COLUMNS: dict[str, Any] = {
     "text": "t", "label": "l", "value": ["v", "w"], "score": "s", "words": "ws", "tags": "ts", "labels": None,
-    "features": None, "image": "i",
+    "spans": "spans", "features": None, "image": "i",
 }  # fmt: skip
 
 

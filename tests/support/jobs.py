@@ -1,7 +1,9 @@
 """Complete jobs for tests: small data files and tiny models, run through the command line in this process."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,12 +92,21 @@ def write_roles(folder: Path, count: int = 61) -> list[str]:
                 "score": float(number % 2),
                 "words": words,
                 "tags": ["B-tool" if word in WORDS["tool"] else "O" for word in words],
+                "spans": spans_of(text),
             }
             lines.append(json.dumps(line))
         file = folder / f"{split}.jsonl"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         files.append(f"data.{split}={file}")
     return ["data=files", *files, f"data.cache_dir={folder}/cache"]
+
+
+def spans_of(text: str) -> list[dict[str, Any]]:
+    """Return a span for each tool of a text, and for each two tools that follow each other."""
+    places = [(match.start(), match.end()) for match in re.finditer(r"\w+", text) if match[0] in WORDS["tool"]]
+    spans = [{"start": start, "end": end, "label": "tool"} for start, end in places]
+    pairs = itertools.pairwise(places)
+    return spans + [{"start": first, "end": last, "label": "pair"} for (first, _), (_, last) in pairs]
 
 
 @contextmanager

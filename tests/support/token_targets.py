@@ -30,8 +30,8 @@ def batch_of(
     return Batches(encoded, task, batching, seed)[BatchIndices(epoch, tuple(ids))]
 
 
-def encoder(task: Task) -> nn.Module:
-    return _model(TextEncoder, task)
+def encoder(task: Task, num_outputs: int | None = None) -> nn.Module:
+    return _model(TextEncoder, task, **({} if num_outputs is None else {"num_outputs": num_outputs}))
 
 
 def decoder(task: Task) -> nn.Module:
@@ -78,7 +78,7 @@ def _model(kind: type[nn.Module], task: Task, **options: Any) -> nn.Module:
     names = ("vocab_size", "num_outputs", "max_length", "output_level")
     facts = {name: value for name, value in task.info().arguments().items() if name in names}
     # Spread weights: outputs then differ from token to token.
-    model = kind(**facts, **_SIZES, **options).eval()
+    model = kind(**(facts | _SIZES | options)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model

@@ -23,6 +23,7 @@ from trainer.task.multilabel_classification import MultilabelClassification
 from trainer.task.pair_classification import PairClassification
 from trainer.task.regression import Regression
 from trainer.task.sentence_embedding import SentenceEmbedding
+from trainer.task.span_classification import SpanClassification
 from trainer.task.tabular_classification import TabularClassification
 from trainer.task.tabular_regression import TabularRegression
 from trainer.task.text_classification import TextClassification
@@ -48,6 +49,7 @@ COLUMNS: dict[str, list[Any]] = {
     "score": [5.0, 4.0, 2.0, 0.0, 5.0, 1.0],
     "words": [text.split() for text in TEXTS],
     "tags": [["O"] * (len(text.split()) - 1) + ["B-X"] for text in TEXTS],
+    "spans": [[{"start": 0, "end": len(text), "label": "all"}, {"start": 0, "end": 1, "label": "X"}] for text in TEXTS],
     "features": [{"size": float(size), "color": color} for size, color in enumerate(["red", None, "green"] * 2)],
     "image": [_image(seed) for seed in range(6)],
 }
@@ -81,6 +83,12 @@ TASKS: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]], dict[str, Any]
     ),
     "pair_classification": (PairClassification, TEXT, TEXT_CHANGES, {}),
     "token_classification": (TokenClassification, TEXT, TEXT_CHANGES, {}),
+    "span_classification": (
+        SpanClassification,
+        {**TEXT, "span_end": "exclusive"},
+        [*TEXT_CHANGES, {"span_end": "inclusive"}],
+        {},
+    ),
     "regression": (Regression, TEXT, TEXT_CHANGES, {}),
     "causal_lm": (CausalLm, TEXT, TEXT_CHANGES, {}),
     # Masking is not encoding: another share finds the same encoded texts.
@@ -95,6 +103,7 @@ FILES = {
     "multilabel_classification": {"labels.json", "threshold.json", "tokenizer.json"},
     "pair_classification": {"labels.json", "tokenizer.json"},
     "token_classification": {"tags.json", "tokenizer.json"},
+    "span_classification": {"labels.json", "tokenizer.json"},
     "regression": {"values.json", "tokenizer.json"},
     "causal_lm": {"tokenizer.json"},
     "masked_lm": {"tokenizer.json"},

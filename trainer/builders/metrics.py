@@ -200,4 +200,7 @@ def _invented_rows(task: Task) -> tuple[Tensor, Tensor]:
         return output, torch.arange(_TRIAL_ROWS // 2)[:, None].expand(-1, 2)
     if task.target == "similarity":
         return output, torch.ones(_TRIAL_ROWS // 2)
+    if task.target == "spans":
+        scores = torch.randn(_TRIAL_ROWS, width, 4, 4, generator=generator)
+        return scores, torch.arange(width).expand(_TRIAL_ROWS, 4, width).clone()
     return output, torch.randn(output.shape, generator=generator)

@@ -33,7 +33,15 @@ from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_S
 from trainer.predictions import predictions_file, read_about
 from trainer.report.metric_names import words
 from trainer.report.page import Section, Table, is_sealed, seal
-from trainer.report.statistics import NAME, count_classes, count_entities, count_labels, measure_baseline, read_columns
+from trainer.report.statistics import (
+    NAME,
+    count_classes,
+    count_entities,
+    count_labels,
+    count_spans,
+    measure_baseline,
+    read_columns,
+)
 
 FILL_IN: Final = "**To be filled in:**"
 """The start of a line that only a person can write."""
@@ -247,7 +255,7 @@ def _limits(record: RunRecord) -> str:
 
 def _worst(split: str, file: Path, about: Document) -> str:
     kind = about["kind"]
-    if kind not in ("class", "labels", "tags", "values"):
+    if kind not in ("class", "labels", "tags", "spans", "values"):
         return ""
     targets, predictions = read_columns(file, "target", "prediction")
     if kind == "values":
@@ -258,12 +266,14 @@ def _worst(split: str, file: Path, about: Document) -> str:
         return f"On the {split} split, 5% of the {len(errors)} predictions are wrong by more than {bound:.4g}.\n\n"
     if kind == "tags":
         counts = count_entities(targets, predictions)
+    elif kind == "spans":
+        counts = count_spans(targets, predictions)
     else:
         counts = (count_classes if kind == "class" else count_labels)(targets, predictions, about["classes"])
     precision, recall, f1 = counts.scores()
     present = [place for place in range(len(counts.names)) if counts.support[place]]
     worst = sorted(present, key=lambda place: (float(f1[place]), place))[:_MAX_CLASSES]
-    columns = ["class", "rows" if kind != "tags" else "entities", "precision", "recall", "F1"]
+    columns = ["class", "entities" if kind in ("tags", "spans") else "rows", "precision", "recall", "F1"]
     rows = [
         [
             shorten_middle(counts.names[place], NAME),

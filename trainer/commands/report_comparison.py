@@ -96,7 +96,7 @@ def answer_comparison(runs: Sequence[NamedRun], comparisons: Sequence[Comparison
     tables: list[Table] = []
     if len(same) > 1:
         kind, classes = str(first["kind"]), first.get("classes")
-        if kind in ("class", "labels", "tags"):
+        if kind in ("class", "labels", "tags", "spans"):
             scores = {run.name: class_scores_of(file, kind, classes) for run, file in same}
             if kind == "class" and len(same) <= MAX_NAMED:
                 figures += [

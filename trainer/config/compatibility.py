@@ -32,6 +32,7 @@ _TARGETS = {
     "values": "numbers",
     "views": "views of a sample",
     "similarity": "similarities",
+    "spans": "spans of a text",
 }
 """The types of targets in messages."""
 

@@ -22,6 +22,7 @@ _KINDS = {
     "values": "numbers",
     "views": "embeddings",
     "similarity": "similarities",
+    "spans": "spans of a text",
 }
 """The kinds of targets in messages."""
 

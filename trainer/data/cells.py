@@ -33,12 +33,13 @@ ROLE_NOUNS = {
     "score": "a score",
     "words": "words",
     "tags": "tags",
+    "spans": "spans",
     "features": "features",
     "image": "an image",
 }
 """Every role, with the noun for messages about a row without a value in it."""
 
-CLASS_ROLES = ("label", "labels", "tags")
+CLASS_ROLES = ("label", "labels", "tags", "spans")
 """Roles whose values are classes: a model cannot learn a class that has no training row."""
 
 GROUP = "group"
@@ -67,6 +68,7 @@ REMEDIES = {
         ("labels", "words", "tags"),
         'Write a JSON list, such as ["a", "b"], or one text with its parts separated by data.list_separator',
     ),
+    "spans": 'Write a JSON list, such as [{"start": 0, "end": 4, "label": "person"}] or [[0, 4, "person"]]',
     "features": "Features are numbers, texts or empty; list the columns to use in data.columns.features",
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
     GROUP: "Give every row the name of its group, or set data.split.group=null",
@@ -84,13 +86,18 @@ _ZEROS_AND_ONES = frozenset(("0", "1", "0.0", "1.0"))
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 """The keys of the speaker and of the text of a chat message, in the layouts of OpenAI and of ShareGPT."""
 
+_SPAN_KEYS = (("start", "start_idx", "start_offset"), ("end", "end_idx", "end_offset"), ("label", "type"))
+"""The keys of a span, as annotation tools and published data write them."""
+
 CellParser = Callable[[Any], Any]
 """A function from a cell to its value in a role; None if the cell has no value."""
 
 
-def classes_in(value: str | Sequence[str]) -> Sequence[str]:
-    """Return the classes in a value of `label`, `labels` or `tags`."""
-    return (value,) if isinstance(value, str) else value
+def classes_in(value: str | Sequence[str] | Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Return the classes in a value of `label`, `labels`, `tags` or `spans`."""
+    if isinstance(value, str):
+        return (value,)
+    return [each if isinstance(each, str) else each["label"] for each in value]
 
 
 def as_text(value: object) -> str | None:
@@ -284,6 +291,46 @@ def _parse_tags(value: object, separator: str) -> list[str] | None:
     return tags
 
 
+def parse_spans(value: object) -> list[dict[str, Any]] | None:
+    """Return the `start`, `end` and `label` of each span, given a list, the JSON text of one, or a dict of lists.
+
+    A text may have no spans; None is a text without an annotation.
+
+    Raises:
+        ValueError: The value is no list of spans.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except JSON_ERRORS:
+            raise ValueError(f"expected a JSON list of spans, got {shorten(value)}") from None
+    if value is None:
+        return None
+    if isinstance(value, Mapping):  # as the datasets library stores a sequence of dicts
+        columns = {name: list(cells) for name, cells in value.items() if isinstance(cells, Sequence)}
+        value = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise ValueError(f"expected a list of spans, got {type(value).__name__}")
+    return [_parse_span(each) for each in value]
+
+
+def _parse_span(value: object) -> dict[str, Any]:
+    parts = list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+    if isinstance(value, Mapping):
+        parts = [next((value[key] for key in keys if key in value), None) for keys in _SPAN_KEYS]
+    if parts is None or len(parts) != len(_SPAN_KEYS):
+        raise ValueError(f"expected a start, an end and a label, got {shorten(value)}")
+    *places, label = parts
+    if not all(isinstance(place, int) and not isinstance(place, bool) and place >= 0 for place in places):
+        raise ValueError(f"the start and the end must be whole numbers of at least 0, got {shorten(value)}")
+    name = _parse_label(label)
+    if name is None or name.isspace():
+        raise ValueError(f"a span has no label, got {shorten(value)}")
+    return {"start": places[0], "end": places[1], "label": name}
+
+
 def _parse_values(cells: Sequence[object]) -> list[float] | None:
     """Return one number per column, or the numbers of the list in a single column."""
     if len(cells) == 1 and isinstance(cells[0], Sequence) and not isinstance(cells[0], str | bytes):
@@ -365,6 +412,7 @@ def cell_parser(role: str, separator: str) -> CellParser:
         "labels": partial(_parse_labels, separator=separator),
         "words": partial(_parse_words, separator=separator),
         "tags": partial(_parse_tags, separator=separator),
+        "spans": parse_spans,
         "value": _parse_values,
         "score": parse_number,
         "image": _parse_image,

@@ -30,6 +30,7 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
+    fingerprint_columns,
     in_role_order,
     split_columns,
 )
@@ -164,7 +165,8 @@ class Files(FileSource):
         return source
 
     def _settings(self) -> tuple[object, ...]:
-        settings = (_VERSION, self._columns, self._layout.shares, self._csv_options, self._list_separator)
+        columns = fingerprint_columns(self._columns)
+        settings = (_VERSION, columns, self._layout.shares, self._csv_options, self._list_separator)
         return (*settings, self._numeric) if self._numeric else settings
 
     def _format_of(self, path: Path) -> str | None:

@@ -30,6 +30,7 @@ from trainer.data.table import (
     Table,
     describe_columns,
     describe_no_rows,
+    fingerprint_columns,
     in_role_order,
     split_columns,
 )
@@ -120,7 +121,8 @@ class Hub:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the data and of the way it is read; asks the hub for the revision unless it is offline."""
-        settings = (_VERSION, self._layout.shares, self._splits, self._columns, self._list_separator)
+        columns = fingerprint_columns(self._columns)
+        settings = (_VERSION, self._layout.shares, self._splits, columns, self._list_separator)
         digest = blake2b(repr(settings).encode(), digest_size=16)
         folder = self._folder
         if folder is None:

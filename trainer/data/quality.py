@@ -21,7 +21,7 @@ INPUT_DIGEST, TARGET_DIGEST, GROUP_DIGEST = "input_digest", "target_digest", "gr
 """Columns of encoded data, int64, that identify equal rows without keeping the raw rows; the last one is there only if
 the rows have groups."""
 
-_TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags"})
+_TARGET_ROLES = frozenset({"label", "labels", "value", "score", "tags", "spans"})
 
 
 def row_digests(rows: Columns, roles: Sequence[str]) -> dict[str, list[int]]:

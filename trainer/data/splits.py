@@ -225,6 +225,9 @@ def split_schema(
         **dict.fromkeys(("labels", "words", "tags"), strings),
         "value": pyarrow.list_(pyarrow.float64()),
         "score": pyarrow.float64(),
+        "spans": pyarrow.list_(
+            pyarrow.struct([("start", pyarrow.int64()), ("end", pyarrow.int64()), ("label", pyarrow.string())])
+        ),
         "image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
         "features": pyarrow.struct(features),
         TIME: {

@@ -23,7 +23,7 @@ _VERSION = 1
 """Increase it if the same sources give different samples."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _CLASS_DEFINITION = re.compile(rb"^\s*class ([A-Z]\w*)\b", re.MULTILINE)
 _CAMEL_CASE = re.compile(r"(?=.*[a-z])(?=(?:.*[A-Z]){2})")
 _CLASS_CONTEXT = re.compile(r"\s+(?:objects?|instances?|class(?:es)?|subclass(?:es)?)\b")
@@ -55,8 +55,8 @@ def tag_words(
 ) -> tuple[list[str], list[str]]:
     """Return the words of a docstring and their tags."""
     entities: dict[int, tuple[int, str]] = {}
-    for name in _NAME.finditer(text):
-        if entity := _find_entity(name, parameters, classes, modules):
+    for name in NAME.finditer(text):
+        if entity := find_entity(name, parameters, classes, modules):
             entity_type, length = entity
             entities[name.start()] = (name.start() + length, entity_type)
     words, tags = [], []
@@ -70,7 +70,7 @@ def tag_words(
     return words, tags
 
 
-def _find_entity(
+def find_entity(
     match: re.Match[str], parameters: Collection[str], classes: Collection[str], modules: Collection[str]
 ) -> tuple[str, int] | None:
     """Return the type of the entity at the start of a (dotted) name and its length in characters; None without one."""
@@ -102,12 +102,18 @@ def documented_parameters(node: ast.AST) -> set[str]:
     return set(parameter_names(node)) - {"self", "cls", "a"} if isinstance(node, Function) else set()
 
 
-def _read_samples() -> Iterator[Sample]:
+def library_names() -> tuple[set[str], set[str]]:
+    """Return the names of the classes and of the modules of the library."""
     paths = source_paths()
     modules = {module_name(path) for path in paths} | set(sys.stdlib_module_names) - {"this"}
     classes = {name for name, item in vars(builtins).items() if isinstance(item, type) and name[0].isupper()}
     for path in paths:
         classes.update(name.decode() for name in _CLASS_DEFINITION.findall((library_root() / path).read_bytes()))
+    return classes, modules
+
+
+def _read_samples() -> Iterator[Sample]:
+    classes, modules = library_names()
     for docstring in docstrings():
         parameters = documented_parameters(docstring.documented.node)
         words, tags = tag_words(docstring.text, parameters, classes, modules)

@@ -82,6 +82,9 @@ _GARBLED = (
 )
 """UTF-8 of quotes, dashes and frequent letters after it was read as Windows-1252."""
 
+_LATER_ROLES = ("spans",)
+"""Roles that the first runs did not have: the fingerprints of their data must not change."""
+
 _MAX_LISTED = 20
 
 
@@ -101,6 +104,11 @@ def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
         *unknown, *(format_error(f"columns.{role}", "is missing", f"Set data.columns.{role}=null") for role in missing)
     )
     return {role: columns[role] for role in roles}
+
+
+def fingerprint_columns(columns: ColumnNames) -> ColumnNames:
+    """Return the columns that enter a fingerprint: without a role that earlier runs did not have, at its own name."""
+    return {role: name for role, name in columns.items() if not (role in _LATER_ROLES and name == role)}
 
 
 def split_columns(split: Mapping[str, object]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer.errors import DataError, Interrupted, ProofError, format_error, is_out_of_memory
 from trainer.export.cases import Case, Forward, Sizes
 from trainer.protocols import Target, Task
+from trainer.spans import possible_spans
 from trainer.storage_errors import find_storage_error
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or fail, at shapes that it was not exported with"
@@ -259,6 +260,10 @@ class OutputAgreement:
         if self._target == "class" and target.shape == expected.shape[:-1]:
             expected, output = expected[target >= 0], output[target >= 0]
         theirs, ours = decisions(expected, self._target), decisions(output, self._target)
+        if self._target == "spans" and theirs is not None and ours is not None:
+            # Nearly all spans have no class on either side, whatever the model answers.
+            either = (theirs | ours) & possible_spans(target)[:, None]
+            theirs, ours = theirs[either], ours[either]
         if theirs is not None and ours is not None:
             self._decisions += theirs.numel()
             self._equal_decisions += int((theirs == ours).sum())
@@ -293,8 +298,10 @@ class OutputAgreement:
 def decisions(output: Tensor, target: Target) -> Tensor | None:
     """Return the decisions of an output (B, ..., C): the most likely class, or each label that is more likely than not.
 
+    Of scores of spans (B, C, T, T), each span that is predicted.
+
     None if outputs are not decisions.
     """
     if target == "class" and output.ndim > 1 and output.shape[-1] > 1:
         return output.argmax(-1)
-    return output > 0 if target == "multi_hot" else None
+    return output > 0 if target in ("multi_hot", "spans") else None

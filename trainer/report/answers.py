@@ -24,6 +24,7 @@ from trainer.report.statistics import (
     count_classes,
     count_entities,
     count_labels,
+    count_spans,
     find_worst,
     measure_calibration,
     read_columns,
@@ -68,6 +69,8 @@ def answer_section(file: Path, about: Document) -> Section:
             tables += _class_tables("label", count_labels(targets, predictions, classes))
         elif kind == "tags":
             tables += _tag_tables(targets, predictions)
+        elif kind == "spans":
+            tables += _class_tables("entity type", count_spans(targets, predictions))
         else:
             figures += _number_figures(kind, targets, predictions)
             tables += _number_tables(targets, predictions)
@@ -80,10 +83,12 @@ def answer_section(file: Path, about: Document) -> Section:
 
 
 def class_scores_of(file: Path, kind: str, classes: Sequence[str] | None) -> Confusion:
-    """Return the counts of classes, labels or entity types in a file of predictions."""
+    """Return the counts of classes, labels or types of entities in a file of predictions."""
     targets, predictions = read_columns(file, "target", "prediction")
     if kind == "tags":
         return count_entities(targets, predictions)
+    if kind == "spans":
+        return count_spans(targets, predictions)
     return (count_classes if kind == "class" else count_labels)(targets, predictions, classes)
 
 
@@ -295,6 +300,12 @@ def _describe(kind: str, row: Document) -> tuple[object, object]:
         ).most_common(5)
         listed = ", ".join(f"{tag} → {guess}{f' ({count})' if count > 1 else ''}" for (tag, guess), count in wrong)
         return f"{len(target or ())} words", f"{row['num_right']} right; {listed}" if listed else "all right"
+    if kind == "spans":
+        missed, wrong = (
+            [each for each in one or () if each not in (other or ())]
+            for one, other in ((target, answer), (answer, target))
+        )
+        return f"{len(target or ())} spans", f"{row['num_right']} right; missed {_show(missed)}; wrong {_show(wrong)}"
     if kind == "tokens":
         return f"{row['num_targets']} tokens", f"{row['num_right']} right"
     return _show(target), _show(answer)

@@ -16,7 +16,7 @@ import numpy as np
 
 from trainer.display import shorten_middle
 from trainer.mapped_files import as_array
-from trainer.predictions import read_batches
+from trainer.predictions import read_batches, split_span
 
 if TYPE_CHECKING:
     import pyarrow
@@ -126,6 +126,16 @@ def count_entities(targets: Sequence[Any], predictions: Sequence[Any]) -> Confus
         actual, guesses = find_entities(row or ()), find_entities(answer or ())
         for counter, spans in ((support, actual), (predicted, guesses), (right, actual & guesses)):
             counter.update(name for name, _, _ in spans)
+    return _of_counts(sorted({*support, *predicted}), support, predicted, right)
+
+
+def count_spans(targets: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
+    """Return the counts of spans by label, each as the text of `trainer.predictions.format_span`."""
+    support, predicted, right = Counter[str](), Counter[str](), Counter[str]()
+    for row, answer in zip(targets, predictions, strict=True):
+        actual, guesses = {*(row or ())}, {*(answer or ())}
+        for counter, spans in ((support, actual), (predicted, guesses), (right, actual & guesses)):
+            counter.update(split_span(span)[2] for span in spans)
     return _of_counts(sorted({*support, *predicted}), support, predicted, right)
 
 

@@ -59,8 +59,9 @@ class ServedModel:
 
     Attributes:
         file: Name of the ONNX file.
-        rows: The type of rows: `texts`, `pairs`, `words`, `images` or `tables`.
-        answers: The type of answers: `classes`, `labels`, `values`, `embeddings`, `tags`, `masked`, `next_tokens`.
+        rows: The type of rows: `texts`, `pairs`, `words`, `spans`, `images` or `tables`.
+        answers: The type of answers: `classes`, `labels`, `values`, `embeddings`, `tags`, `spans`, `masked`,
+            `next_tokens`.
         reason_of: Returns why a row is broken, given the exception that it raised.
 
     Raises:

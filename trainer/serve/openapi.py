@@ -35,6 +35,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         "tags": {"type": "array", "items": {"type": ["string", "null"]}},
         "entities": {"type": "array", "items": {"type": "object"}},
     },
+    "spans": {"text": {"type": "string"}, "entities": {"type": "array", "items": {"type": "object"}}},
     "masked": {"text": {"type": "string"}, "filled": {"type": "array", "items": {"type": ["object", "null"]}}},
     "next_tokens": {"next": {"type": "array", "items": {"type": "object"}}, "perplexity": {"type": ["number", "null"]}},
 }

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassF1Score, MultilabelExactMatch,
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
+from trainer.spans import count_spans
 from trainer.task.entities import Scheme, count_entities, read_scheme
 from trainer.task.regression_metrics import average_ranks
 
@@ -302,10 +303,17 @@ class EntityScore(Metric):
         self.counts += count_entities(output.argmax(dim=-1), target, scheme, self.ignore_index)
 
     def compute(self) -> Tensor:
-        matched, predicted, actual = self.counts.float()
-        divisor = {"f1": (predicted + actual) / 2, "precision": predicted, "recall": actual}[self.score]
-        score: Tensor = matched / divisor.clamp(min=0.5)
-        return score
+        return _entity_score(self.score, *self.counts)
+
+
+def _entity_score(
+    score: Literal["f1", "precision", "recall"], matched: Tensor, predicted: Tensor, actual: Tensor
+) -> Tensor:
+    """Return a score of the entities of all types, given the counts of each type or of all."""
+    matched, predicted, actual = (counts.sum().float() for counts in (matched, predicted, actual))
+    divisor = {"f1": (predicted + actual) / 2, "precision": predicted, "recall": actual}[score]
+    value: Tensor = matched / divisor.clamp(min=0.5)
+    return value
 
 
 class ClassCounts(Metric):
@@ -346,6 +354,45 @@ class ClassCounts(Metric):
     def compute(self) -> Tensor:
         right, predicted, actual = self.counts
         return self.statistic(right, predicted, actual)
+
+
+class SpanCounts(Metric):
+    """A statistic of how many spans of each class were predicted rightly, were predicted, and are in the text.
+
+    Args:
+        num_classes: C.
+        statistic: Maps the three counts, each int64 (C,), to a number, shape ().
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int, statistic: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.statistic = statistic
+        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add scores of spans (B, C, T, T) and a target (B, T, M) as `trainer.spans` describes it."""
+        self.counts += count_spans(output, target).sum(dim=1)
+
+    def compute(self) -> Tensor:
+        matched, predicted, actual = self.counts
+        return self.statistic(matched, predicted, actual)
+
+
+def span_metrics(num_classes: int) -> MetricCollection:
+    """Return F1, precision and recall of entities over all types, and F1 of the types; 0 if a divisor is 0."""
+    scores: dict[Literal["f1", "precision", "recall"], str] = {
+        "f1": "entity_f1",
+        "precision": "entity_precision",
+        "recall": "entity_recall",
+    }
+    metrics = {name: SpanCounts(num_classes, partial(_entity_score, score)) for score, name in scores.items()}
+    return MetricCollection({**metrics, "macro_f1": SpanCounts(num_classes, f1_of_tags)})
 
 
 class LabelCounts(Metric):

@@ -109,6 +109,29 @@ class Tags:
         return answers
 
 
+class Spans:
+    """Prints a JSON object per row: the `text` and its `entities`, which may be in each other.
+
+    An entity has a `type`, the characters from `start` to before `end`, and their `text`.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def answer(self, scores: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
+        labels = self.folder.read_json("labels.json")
+        answers: list[Row] = []
+        for row, own, starts, ends in zip(rows, scores, inputs["starts"], inputs["ends"], strict=True):
+            possible = np.triu((starts >= 0)[:, None] & (starts >= 0))
+            found = {(int(starts[i]), -int(ends[j]), int(c)) for c, i, j in np.argwhere((own > 0) & possible)}
+            entities = [
+                {"type": labels[number], "start": start, "end": -end, "text": row["text"][start:-end]}
+                for start, end, number in sorted(found)
+            ]
+            answers.append({"text": row["text"], "entities": entities})
+        return answers
+
+
 class Masked:
     """Prints a JSON object per row: the `text`, and how its mask tokens were `filled`: `token` and `probability`.
 
@@ -157,6 +180,7 @@ ANSWERS = {
     "values": Values,
     "embeddings": Embeddings,
     "tags": Tags,
+    "spans": Spans,
     "masked": Masked,
     "next_tokens": NextTokens,
 }

@@ -20,7 +20,14 @@ import onnxruntime
 BATCH_SIZE = 32
 FILE_NAME = re.compile(r"(?![{\[])\S*(/\S*|\.[A-Za-z][A-Za-z0-9]{0,9})")
 FORMATS = ("onnx", "onnx_fp16", "onnx_int8")
-READERS = {"texts": "texts.py", "pairs": "texts.py", "words": "texts.py", "images": "images.py", "tables": "tables.py"}
+READERS = {
+    "texts": "texts.py",
+    "pairs": "texts.py",
+    "words": "texts.py",
+    "spans": "texts.py",
+    "images": "images.py",
+    "tables": "tables.py",
+}
 """The module of each type of rows; the field "predict.py" of task.json names the types of rows and of answers."""
 
 _FILE = {"file": str, "sha256": str}

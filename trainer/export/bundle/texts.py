@@ -101,7 +101,45 @@ class Words:
         return {**token_inputs([encoding.ids for encoding in encodings], self.folder), "words": words}
 
 
-READERS = {"texts": Texts, "pairs": Pairs, "words": Words}
+class Spans(Texts):
+    """Reads texts.
+
+    Usage:
+        python predict.py "a text" "another"
+        python predict.py rows.txt rows.jsonl rows.csv    a text per line, or the column `text`
+        python predict.py < rows.txt
+    """
+
+    def encode(self, rows: list[Row]) -> Inputs:
+        for row in rows:
+            row["text"] = self.as_text(row["text"])
+        encodings = open_tokenizer(self.folder).encode_batch([row["text"] for row in rows])
+        # Not model inputs: the characters of each token, -1 for tokens that are no part of the text.
+        places = [
+            [
+                (-1, -1) if special or start >= end else (start, end)
+                for special, (start, end) in zip(
+                    encoding.special_tokens_mask,
+                    (strip_spaces(row["text"], *offsets) for offsets in encoding.offsets),
+                    strict=True,
+                )
+            ]
+            for row, encoding in zip(rows, encodings, strict=True)
+        ]
+        starts, ends = (padded([[place[side] for place in row] for row in places], -1) for side in (0, 1))
+        return {**token_inputs([encoding.ids for encoding in encodings], self.folder), "starts": starts, "ends": ends}
+
+
+READERS = {"texts": Texts, "pairs": Pairs, "words": Words, "spans": Spans}
+
+
+def strip_spaces(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the places without white space at the ends; some tokenizers count the space before a word to it."""
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def json_list(text: str) -> list[object] | None:
