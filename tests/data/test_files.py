@@ -196,6 +196,26 @@ def test_fingerprint_depends_on_content_and_arguments_but_not_on_the_path() -> N
     assert files().fingerprint != fingerprint
 
 
+def test_a_role_that_earlier_runs_lack_does_not_change_the_fingerprint() -> None:
+    write_numbers("train.csv", range(3))
+    earlier = {role: name for role, name in COLUMNS.items() if role != "spans"}
+    same = [files(columns=columns).fingerprint for columns in (earlier, COLUMNS, COLUMNS | {"spans": None})]
+    assert len({*same}) == 1
+    assert files(columns=COLUMNS | {"spans": "entities"}).fingerprint not in same
+
+
+def test_spans_are_read_from_json_lines_and_csv() -> None:
+    spans = [{"start": 0, "end": 4, "label": "PER"}, {"start": 0, "end": 1, "label": "LETTER"}]
+    rows = [{"text": "Anna", "spans": spans}, {"text": "Ben", "spans": []}, {"text": "Eve"}]
+    Path("a.jsonl").write_text(json_lines(rows))
+    Path("a.csv").write_text(f'text,spans\nAnna,"{json.dumps(spans).replace(chr(34), 2 * chr(34))}"\nBen,[]\nEve,\n')
+    Path("other.jsonl").write_text(json_lines([{"text": "Bea", "spans": [{"start": 0, "end": 3, "label": "PER"}]}]))
+    for name in ("a.jsonl", "a.csv"):
+        splits = files(name, validation="other.jsonl", split=OWN_VALIDATION).load(("text", "spans"))
+        assert splits["train"][:]["text"] == ["Anna", "Ben"]
+        assert splits["train"][:]["spans"] == [spans, []]
+
+
 def test_order_of_keys_does_not_change_the_fingerprint() -> None:
     write_numbers("train.csv", range(100))
     columns = dict(reversed(COLUMNS.items()))

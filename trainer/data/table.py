@@ -91,6 +91,8 @@ _MAX_LISTED = 20
 def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
     """Return `columns` in the order of `roles`, so that the order of keys in a file does not change a fingerprint.
 
+    A role that the config of an earlier run does not have has no column.
+
     Raises:
         ConfigError: It has other keys than `roles`.
     """
@@ -99,16 +101,16 @@ def in_role_order(columns: ColumnNames, roles: Sequence[str]) -> ColumnNames:
         for role in columns
         if role not in roles
     ]
-    missing = [role for role in roles if role not in columns]
+    missing = [role for role in roles if role not in columns and role not in _LATER_ROLES]
     raise_if_any(
         *unknown, *(format_error(f"columns.{role}", "is missing", f"Set data.columns.{role}=null") for role in missing)
     )
-    return {role: columns[role] for role in roles}
+    return {role: columns.get(role) for role in roles}
 
 
 def fingerprint_columns(columns: ColumnNames) -> ColumnNames:
-    """Return the columns that enter a fingerprint: without a role that earlier runs did not have, at its own name."""
-    return {role: name for role, name in columns.items() if not (role in _LATER_ROLES and name == role)}
+    """Return the columns that enter a fingerprint: a role that earlier runs lack only at a name of its own."""
+    return {role: name for role, name in columns.items() if not (role in _LATER_ROLES and name in (role, None))}
 
 
 def split_columns(split: Mapping[str, object]) -> dict[str, str]:
