@@ -112,7 +112,7 @@ class Spans(Texts):
 
     def encode(self, rows: list[Row]) -> Inputs:
         for row in rows:
-            row["text"] = self.as_text(row["text"])
+            row["text"] = self.as_document(row["text"])
         encodings = open_tokenizer(self.folder).encode_batch([row["text"] for row in rows])
         # Not model inputs: the characters of each token, -1 for tokens that are no part of the text.
         places = [
