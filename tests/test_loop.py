@@ -10,14 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.jobs import Recorded
+from tests.support.token_batches import packed, padded, samples
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.documents import MEASURED_VALUES
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
 from trainer.loop import compute_gradients, evaluate_weights, fit, save_checkpoint, update_weights
 from trainer.loss.cross_entropy import CrossEntropy
+from trainer.model.text_encoder import TextEncoder
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loss
 from trainer.prune.masks import Masks
@@ -454,3 +457,64 @@ def test_tokens_that_are_not_padding_are_counted_without_fillers(mask: str) -> N
     assert batch.num_tokens == 4
     assert replace(batch, num_samples=0, ids=()).num_tokens == 0
     assert random_batches([4], [0])[0].num_tokens == 0
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run: forward, backward and update."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of(step: Callable[[], object]) -> int:
+    """Count the operators of a step; the step before it makes the state of the optimizer."""
+    step()
+    with Operators() as operators:
+        step()
+    return operators.count
+
+
+def test_a_step_runs_few_operators_more_than_a_hand_written_one() -> None:
+    torch.manual_seed(0)
+    model = TextEncoder(50, 4, 64, dim=8, depth=1, heads=2, hidden=8, dropout=0.1, pooling="mean").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    target = torch.arange(8) % 4
+    mixed, equal = samples(8), [sample[:5] for sample in samples(20) if len(sample) >= 5][:8]
+    rows = padded(mixed)
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def by_hand(averages: bool = False) -> None:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(**rows), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(average, list(model.parameters()), 0.001)
+        assert loss.item() > 0
+
+    def counted(inputs: dict[str, Tensor], **changes: Any) -> int:
+        run = make_run(model=model, optimizer=optimizer, max_grad_norm=1.0, **changes)
+        run = replace(run, loss=CrossEntropy(None, 0.0, IGNORED, num_outputs=4))
+        batches = [Batch(inputs, target, 8, tuple(range(8)))]
+
+        def step() -> None:
+            update_weights(run, 0, batches).read()
+            if run.ema is not None:
+                run.ema.update(run.model, run.loss)
+
+        return operators_of(step)
+
+    expected = operators_of(by_hand)
+    more = {
+        "padded": counted(rows) - expected,
+        "packed, one length": counted(packed(equal)) - expected,
+        "packed": counted(packed(mixed)) - expected,
+        "average": counted(rows, ema=Ema(model, 0.999)) - operators_of(lambda: by_hand(averages=True)),
+    }
+    # Of about 180: the targets are checked and counted, and a norm that is not finite is kept from the gradients.
+    assert max(more.values()) <= 25, more

@@ -129,7 +129,9 @@ class Update:
     def __init__(self, step: int, micro_batches: list[Batch], values: Tensor) -> None:
         self.step = step
         self.micro_batches = micro_batches
-        self._values = values.new_empty(2, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
+        self._values = values
+        if values.device.type != "cpu":
+            self._values = values.new_empty(2, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
         self._arrived = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     def read(self) -> tuple[float, float]:
@@ -224,15 +226,15 @@ def add_gradients(run: Run, step: int, micro_batches: list[Batch], num_targets: 
 
 def backward_through_sums(run: Run, step: int, micro_batches: list[Batch], num_targets: Callable[[], float]) -> Tensor:
     """Add the gradients of each micro-batch's share of the mean loss; return the share of this process, shape ()."""
-    mean_loss = torch.zeros((), device=run.device)
+    mean_loss: Tensor | None = None
     for host_batch in micro_batches:
         batch = host_batch.to(run.device)
         total, counts = compute_share(run, step, batch)
         loss = total / max(1.0, num_targets())
         run.precision.backward(loss)
         if counts:
-            mean_loss += loss.detach()
-    return mean_loss
+            mean_loss = loss.detach().float() if mean_loss is None else mean_loss + loss.detach().float()
+    return torch.zeros((), device=run.device) if mean_loss is None else mean_loss
 
 
 def compute_share(run: Run, step: int, batch: Batch) -> tuple[Tensor, bool]:

@@ -81,6 +81,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; from pinned memory, the copy overlaps with the host's work."""
+        tensors = [*self.inputs.values(), *([] if self.target is None else [self.target])]
+        if self.scale is None and all(tensor.device == device for tensor in tensors):
+            return self
         batch = self._apply(lambda tensor: tensor.to(device, non_blocking=True))
         if batch.scale is None:
             return batch
@@ -133,8 +136,8 @@ Inputs = Literal["tokens", "features", "images"]
 """The inputs that a model reads:
 
 * `tokens`: `input_ids` and what belongs to them, padded (`attention_mask`) or packed (`position_ids`, `sequence_ids`,
-  `token_index` with a row for each sample); `output_index` of any shape selects the flattened positions that need
-  outputs;
+  `token_index` with a row for each sample; if all samples have one length, so that each is a row, `attention_mask`
+  instead of `position_ids`); `output_index` of any shape selects the flattened positions that need outputs;
 * `features`: `features`, float32 (B, F);
 * `images`: `pixel_values`, float32 (B, channels, H, W).
 """

@@ -24,7 +24,6 @@ from trainer.protocols import (
     HasTagTransitions,
     Loss,
     Task,
-    UsesInputs,
     UsesTagTransitions,
 )
 from trainer.ranks import Ranks
@@ -44,9 +43,10 @@ def count_targets(loss: Loss, batch: Batch) -> float:
     assert batch.target is not None, "a batch to train on needs a target"
     if not batch.num_samples:
         return 0.0  # a filler, see `BatchPlan.micro_batches`
-    if isinstance(loss, ChecksTargets):
+    # Quicker than `isinstance` with a protocol, which a step of a small model would notice; so is `compute_loss`.
+    if (check := getattr(loss, "check", None)) is not None:
         try:
-            loss.check(batch.target)
+            check(batch.target)
         except RowError as error:
             raise DataError(f"{_describe_sample(batch, error.position)}: {error}") from error
     return float(loss.num_targets(batch.target))
@@ -57,7 +57,7 @@ def compute_loss(loss: Loss, output: Tensor | DeferredLogits, batch: Batch) -> T
     assert batch.target is not None, "a batch to train on needs a target"
     if isinstance(output, DeferredLogits):
         return sum_in_chunks(loss, output, batch.target)
-    if isinstance(loss, UsesInputs) and loss.needs_inputs:
+    if getattr(loss, "needs_inputs", False):
         return loss(output, batch.target, batch.inputs)  # type: ignore[call-arg]
     return loss(output, batch.target)
 
@@ -199,7 +199,7 @@ def check_classes(target: Tensor, num_classes: int | None, ignore_index: int) ->
     if target.dtype != torch.int64:
         raise RowError(0, "target", format_error("target", "must be classes (int64)", value=str(target.dtype)))
     if target.numel():
-        lowest, highest = torch.aminmax(target)
+        lowest, highest = (int(each) for each in torch.aminmax(target))
         if lowest >= 0 and (num_classes is None or highest < num_classes):
             return  # one pass, as almost always
     wrong = (target < 0) | (target >= num_classes) if num_classes is not None else target < 0

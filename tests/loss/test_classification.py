@@ -121,10 +121,10 @@ class TestTerms:
     def test_ignored_rows_are_zero(self):
         logits, target = logits_and_classes()
         terms = compute_class_terms(logits, target, torch.tensor(WEIGHTS), 0.1, -100)
-        assert [term.shape for term in terms[:3]] == [(64,)] * 3
-        for term in terms[:3]:
+        for term in (terms.nll, terms.weight(), terms.cross_entropy):
+            assert term.shape == (64,)
             assert not term[::7].any()
-        assert torch.equal(terms.weight[1:7], torch.tensor(WEIGHTS)[target[1:7]].double())
+        assert torch.equal(terms.weight()[1:7], torch.tensor(WEIGHTS)[target[1:7]].double())
 
     def test_number_of_weights_must_match_the_classes(self):
         loss = CrossEntropy(WEIGHTS, 0.0, -100, COUNTS)
@@ -146,7 +146,7 @@ class TestNll:
         for chunk_elements in (1, 10, 2**20):
             monkeypatch.setattr(classification, "_CHUNK_ELEMENTS", chunk_elements)
             ours = logits.clone().requires_grad_()
-            terms = compute_nll(ours, target, weight, smoothing=True)
+            terms = compute_nll(ours, target, weight, -100, smoothing=True)
             torch.autograd.backward(terms, list(upstream))
             torch.testing.assert_close(terms, expected, rtol=1e-14, atol=1e-14)
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-13, atol=1e-14)
@@ -154,10 +154,10 @@ class TestNll:
     @pytest.mark.parametrize("smoothing", [False, True])
     def test_gradient(self, smoothing):
         logits, target = logits_and_classes(rows=9)
-        target = target.clamp_min(0)
+        assert (target == -100).any()
 
         def compute(scores):
-            terms = compute_nll(scores, target, torch.tensor(WEIGHTS), smoothing=smoothing)
+            terms = compute_nll(scores, target, torch.tensor(WEIGHTS), -100, smoothing=smoothing)
             assert (terms[1] is not None) == smoothing
             return [term for term in terms if term is not None]
 
@@ -168,7 +168,8 @@ class TestNll:
         logits, target = logits_and_classes(dtype=dtype)
         half, single = logits.clone().requires_grad_(), logits.float().requires_grad_()
         ours, theirs = (
-            compute_nll(scores, target.clamp_min(0), torch.tensor(WEIGHTS), smoothing=True) for scores in (half, single)
+            compute_nll(scores, target.clamp_min(0), torch.tensor(WEIGHTS), -100, smoothing=True)
+            for scores in (half, single)
         )
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         assert ours[0].dtype == torch.float32
@@ -181,14 +182,14 @@ class TestNll:
         logits, target = logits_and_classes(rows=9)
         rows, columns = logits.clone().requires_grad_(), logits.t().contiguous().requires_grad_()
         for scores in (rows, columns.t()):
-            nll, smooth_nll = compute_nll(scores, target.clamp_min(0), torch.tensor(WEIGHTS), smoothing=True)
+            nll, smooth_nll = compute_nll(scores, target.clamp_min(0), torch.tensor(WEIGHTS), -100, smoothing=True)
             (nll.sum() + smooth_nll.square().sum()).backward()
         torch.testing.assert_close(columns.grad.t(), rows.grad, rtol=1e-13, atol=1e-13)
 
     def test_large_scores_keep_their_digits_in_float32(self):
         # The log-sum-exp of this row, 10,000.127, has an error of 1e-3 in float32; the two terms must stay separate.
         logits = torch.tensor([[1e4, 1e4 - 2]], requires_grad=True)
-        nll, _ = compute_nll(logits, torch.tensor([0]), None, smoothing=False)
+        nll, _ = compute_nll(logits, torch.tensor([0]), None, -100, smoothing=False)
         nll.sum().backward()
         assert math.isclose(nll.item(), math.log1p(math.exp(-2)), rel_tol=1e-6)
         assert math.isclose(logits.grad[0, 1].item(), 1 / (1 + math.exp(2)), rel_tol=1e-6)

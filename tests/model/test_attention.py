@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.support.jobs import events, train, working_in, write_roles
 from tests.support.pretrained_folders import CONFIGS, FACTS, KEYS, LANGUAGE, Folders, layouts, places
-from tests.support.token_batches import VOCAB_SIZE, packed, samples
+from tests.support.token_batches import VOCAB_SIZE, packed, padded, samples
 from tests.support.varlen_attention import kernel_on_the_cpu
 from tests.test_resume import STEPS, STOPS, Figure, check_resumes
 from trainer.model import attention
@@ -94,6 +94,17 @@ def test_own_models_give_the_results_of_masked_rows(level: str) -> None:
         inputs = packed(samples(13))
         assert_equal_with_a_kernel(model, inputs)
         assert_equal_with_a_kernel(model, add_empty_rows(Batch(inputs, None, 13, ()), 9, None).inputs)
+
+
+def test_samples_of_one_length_are_computed_as_padded_rows(folder: Folders) -> None:
+    texts = [sample[:7] for sample in samples(9) if len(sample) >= 7]
+    inputs, rows = packed(texts), padded(texts, width=7)
+    models = [*own_models(), *own_models(output_level="token")]
+    for model in [*models, *(pretrained(folder(name), name) for name in CONFIGS)]:
+        found, expected = results(model, inputs), results(model, rows)
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    for model in models:
+        assert_equal_with_a_kernel(model, inputs)
 
 
 @pytest.mark.parametrize("mode", ["blocks", "selective"])

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.token_batches import packed
-from trainer.task.packing import lay_out, pack, padded_inputs, token_inputs
+from trainer.protocols import Batch
+from trainer.task.packing import add_empty_rows, lay_out, pack, padded_inputs, token_inputs
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 
@@ -42,7 +43,9 @@ def samples(lengths: list[int]) -> list[np.ndarray]:
 @given(lengths)
 def test_token_index_finds_every_token(lengths: list[int]) -> None:
     inputs = packed(samples(lengths))
-    flat, positions = inputs["input_ids"].flatten(), inputs["position_ids"].flatten()
+    flat = inputs["input_ids"].flatten()
+    every = torch.arange(max(lengths)).expand_as(inputs["input_ids"])  # of a batch that leaves it to the model
+    positions = inputs.get("position_ids", every).flatten()
 
     for number, sample in enumerate(samples(lengths)):
         where = inputs["token_index"][number]
@@ -51,6 +54,22 @@ def test_token_index_finds_every_token(lengths: list[int]) -> None:
         assert positions[where[: len(sample)]].tolist() == list(range(len(sample)))
         assert inputs["sequence_ids"].flatten()[where[: len(sample)]].unique().numel() == 1
     assert (inputs["sequence_ids"] > 0).sum() == sum(lengths)
+
+
+def test_samples_of_one_length_are_a_padded_batch_too() -> None:
+    inputs, rows = packed(samples([3, 3])), padded_inputs(samples([3, 3]), pad_id=0, width=3)
+
+    assert inputs.keys() == {*rows, "sequence_ids", "token_index"}
+    assert all(torch.equal(inputs[name], rows[name]) for name in rows)
+    assert inputs["token_index"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert "attention_mask" not in packed(samples([3, 2]))
+    # Rows of a fixed length keep one set of inputs, so that a compiled model sees one shape.
+    assert "attention_mask" not in token_inputs(
+        samples([3, 3]), lay_out([3, 3], max_length=3, batching="full_rows"), pad_id=0
+    )
+    longer = add_empty_rows(Batch(inputs, None, 2, (0, 1)), 3, None).inputs
+    assert "attention_mask" not in longer
+    assert longer["position_ids"].tolist() == [[0, 1, 2]] * 3
 
 
 def test_neighbors_in_a_row_have_different_sequence_ids() -> None:

@@ -225,10 +225,11 @@ class Batches(Dataset[Batch]):
         self.training = training
         self.complete = complete
         self.as_bytes = as_bytes
+        self._extra_rows = task.extra_rows if isinstance(task, UsesExtraRows) else None
 
     def __getitem__(self, indices: BatchIndices) -> Batch:
         rng = SampleRng(self.seed, indices.epoch, indices.ids, self.training, len(self.rows), indices.repeats)
-        extra_rows = self.task.extra_rows(rng) if isinstance(self.task, UsesExtraRows) else []
+        extra_rows = [] if self._extra_rows is None else self._extra_rows(rng)
         collate = self.task.collate
         if self.as_bytes and isinstance(self.task, HasByteBatches):
             collate = self.task.collate_bytes

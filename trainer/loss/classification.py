@@ -38,7 +38,8 @@ float64 logits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -80,13 +81,13 @@ class ClassTerms(NamedTuple):
 
     Attributes:
         nll: The negative log-likelihood -log p[y].
-        weight: The class weight w[y].
+        weight: Returns the class weight w[y]; most losses do not need it.
         cross_entropy: The weighted, smoothed cross entropy H.
         shares: The targets (B, C) if they are shares.
     """
 
     nll: Tensor
-    weight: Tensor
+    weight: Callable[[], Tensor]
     cross_entropy: Tensor
     shares: Tensor | None = None
 
@@ -115,17 +116,21 @@ def compute_class_terms(
     logits, classes = flatten_rows(output, target)
     num_classes = logits.shape[1]
     _check_num_weights(weight, num_classes)
-    ignored = classes == ignore_index
-    classes = classes.masked_fill(ignored, 0)
-    nll, smooth_nll = compute_nll(logits, classes, weight, smoothing=label_smoothing > 0)
-    nll = nll.masked_fill(ignored, 0)
-    target_weight = torch.ones_like(nll) if weight is None else weight.to(nll.dtype)[classes]
-    target_weight = target_weight.masked_fill(ignored, 0)
-    cross_entropy = target_weight * nll
+    nll, smooth_nll = compute_nll(logits, classes, weight, ignore_index, smoothing=label_smoothing > 0)
+    weigh = partial(_weigh_targets, classes, weight, ignore_index, nll.dtype)
+    cross_entropy = nll if weight is None else weigh() * nll
     if smooth_nll is not None:
         share = label_smoothing / num_classes
-        cross_entropy = (1 - label_smoothing) * cross_entropy + share * smooth_nll.masked_fill(ignored, 0)
-    return ClassTerms(nll, target_weight, cross_entropy)
+        cross_entropy = (1 - label_smoothing) * cross_entropy + share * smooth_nll
+    return ClassTerms(nll, weigh, cross_entropy)
+
+
+def _weigh_targets(classes: Tensor, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """Return the weight of each target (B,); 0 if it is ignored."""
+    ignored = classes == ignore_index
+    if weight is None:
+        return (~ignored).to(dtype)
+    return weight.to(dtype)[classes.masked_fill(ignored, 0)].masked_fill(ignored, 0)
 
 
 def _compute_share_terms(output: Tensor, shares: Tensor, weight: Tensor | None, label_smoothing: float) -> ClassTerms:
@@ -139,7 +144,7 @@ def _compute_share_terms(output: Tensor, shares: Tensor, weight: Tensor | None, 
     if label_smoothing > 0:
         smooth_loss = label_smoothing / output.shape[1] * cross_entropy.sum(dim=1, keepdim=True)
         cross_entropy = (1 - label_smoothing) * cross_entropy + smooth_loss
-    return ClassTerms(nll, class_weight, cross_entropy, shares)
+    return ClassTerms(nll, lambda: class_weight, cross_entropy, shares)
 
 
 def _check_num_weights(weight: Tensor | None, num_classes: int) -> None:
@@ -151,7 +156,7 @@ def _check_num_weights(weight: Tensor | None, num_classes: int) -> None:
 
 
 def compute_nll(
-    logits: Tensor, target: Tensor, weight: Tensor | None, *, smoothing: bool
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, *, smoothing: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute each row's negative log-likelihood and its smoothing term, with a closed-form gradient.
 
@@ -162,66 +167,96 @@ def compute_nll(
 
     Every loss over classes is a function of these two numbers per row, so autograd sees vectors (B,) and never stores a
     (B, C) tensor. Both passes process the rows in chunks and work in place: the only new tensor of size (B, C) is the
-    gradient, while `torch.nn.functional.cross_entropy` makes three.
+    gradient, while `torch.nn.functional.cross_entropy` makes three. Ignored rows are left out here too: on a small
+    batch, an operation that autograd sees costs more than its work.
 
     Args:
         logits: (B, C), of any floating-point type.
-        target: Classes (B,), all valid.
+        target: Classes (B,), or `ignore_index`.
         weight: Class weights w (C,); None for ones.
+        ignore_index: Target whose row has terms and a gradient of 0.
         smoothing: Also compute `smooth_nll`, which takes another pass; else None is returned for it.
 
     Returns:
         `nll` and `smooth_nll`, both (B,), in float32 or in float64 for float64 logits.
     """
     apply: Any = _NegativeLogLikelihood.apply
-    terms: tuple[Tensor, Tensor | None] = apply(logits, target, weight, smoothing)
+    terms: tuple[Tensor, Tensor | None] = apply(logits, target, weight, ignore_index, smoothing)
     return terms
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, smoothing: bool
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: bool
     ) -> tuple[Tensor, Tensor | None]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        nll = logits.new_empty(len(logits), dtype=dtype)
-        smooth_nll = logits.new_empty(len(logits), dtype=dtype) if smoothing else None
-        for chunk, workspace in _chunks(logits, dtype):
-            log_p = torch.log_softmax(logits[chunk], 1, dtype=dtype, out=workspace)
-            nll[chunk] = -log_p.gather(1, target[chunk, None]).squeeze(1)
-            if smooth_nll is not None:
-                # Not a matrix product: autocast would round it.
-                smooth_nll[chunk] = -(log_p if weight is None else log_p.mul_(weight.to(dtype))).sum(dim=1)
-        ctx.save_for_backward(logits, target, weight)
-        return nll, smooth_nll
+        ignored = target == ignore_index
+        index = target.masked_fill(ignored, 0).unsqueeze(1)
+        ctx.save_for_backward(logits, index, weight, ignored)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if len(logits) <= _rows_of_chunk(logits):
+            nll, smooth_nll = _row_terms(torch.log_softmax(logits, 1, dtype=dtype), index, weight, smoothing=smoothing)
+        else:
+            nll = logits.new_empty(len(logits), dtype=dtype)
+            smooth_nll = logits.new_empty(len(logits), dtype=dtype) if smoothing else None
+            for chunk, workspace in _chunks(logits, dtype):
+                log_p = torch.log_softmax(logits[chunk], 1, dtype=dtype, out=workspace)
+                nll[chunk], smooth = _row_terms(log_p, index[chunk], weight, smoothing=smoothing)
+                if smooth_nll is not None and smooth is not None:
+                    smooth_nll[chunk] = smooth
+        return nll.masked_fill_(ignored, 0), None if smooth_nll is None else smooth_nll.masked_fill_(ignored, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_nll: Tensor, grad_smooth: Tensor | None) -> tuple[Tensor, None, None, None]:
-        logits, target, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad_nll: Tensor, grad_smooth: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, index, weight, ignored = ctx.saved_tensors
         dtype = grad_nll.dtype
-        w = grad_nll.new_ones(1) if weight is None else weight.to(dtype)
-        grad_p = grad_nll
-        if grad_smooth is not None:
-            grad_p = grad_nll + grad_smooth * (logits.shape[1] if weight is None else w.sum())
+        grad_nll = grad_nll.masked_fill(ignored, 0).unsqueeze(1)
+        grad_smooth = None if grad_smooth is None else grad_smooth.masked_fill(ignored, 0).unsqueeze(1)
+        # Recomputing the softmax is cheaper than saving it: it is written to the memory of the gradient.
+        if len(logits) <= _rows_of_chunk(logits):
+            gradient = torch.softmax(logits, 1, dtype=dtype)
+            _to_gradient(gradient, index, weight, grad_nll, grad_smooth)
+            return gradient.to(logits.dtype), None, None, None, None
         gradient = torch.empty_like(logits)
         for chunk, workspace in _chunks(logits, dtype):
             same = dtype == logits.dtype
-            # Recomputing the softmax is cheaper than saving it: it is written to the memory of the gradient.
             p = torch.softmax(logits[chunk], 1, dtype=dtype, out=gradient[chunk] if same else workspace)
-            p.mul_(grad_p[chunk, None])
-            if grad_smooth is not None:
-                p.addcmul_(grad_smooth[chunk, None], w, value=-1)
-            p[torch.arange(len(p), device=p.device), target[chunk]] -= grad_nll[chunk]
+            smooth = None if grad_smooth is None else grad_smooth[chunk]
+            _to_gradient(p, index[chunk], weight, grad_nll[chunk], smooth)
             if not same:
                 gradient[chunk] = p
-        return gradient, None, None, None
+        return gradient, None, None, None, None
+
+
+def _row_terms(log_p: Tensor, index: Tensor, weight: Tensor | None, *, smoothing: bool) -> tuple[Tensor, Tensor | None]:
+    """Return `nll` and `smooth_nll` of log probabilities (B, C), which may be overwritten, and classes (B, 1)."""
+    nll = -log_p.gather(1, index).squeeze(1)
+    if not smoothing:
+        return nll, None
+    # Not a matrix product: autocast would round it.
+    return nll, -(log_p if weight is None else log_p.mul_(weight.to(log_p.dtype))).sum(dim=1)
+
+
+def _to_gradient(p: Tensor, index: Tensor, weight: Tensor | None, grad_nll: Tensor, grad_smooth: Tensor | None) -> None:
+    """Replace probabilities (B, C) by the gradient of the logits, given classes and gradients of both terms, (B, 1)."""
+    if grad_smooth is None:
+        p.mul_(grad_nll)
+    else:
+        w = p.new_ones(1) if weight is None else weight.to(p.dtype)
+        total = p.shape[1] if weight is None else w.sum()
+        p.mul_(grad_nll + grad_smooth * total).addcmul_(grad_smooth, w, value=-1)
+    p.scatter_(1, index, p.gather(1, index) - grad_nll)
+
+
+def _rows_of_chunk(logits: Tensor) -> int:
+    return max(1, _CHUNK_ELEMENTS // max(1, logits.shape[1]))
 
 
 def _chunks(logits: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the rows, each with a workspace of its shape; all slices share the same memory."""
     num_rows, num_classes = logits.shape
-    step = max(1, _CHUNK_ELEMENTS // max(1, num_classes))
+    step = _rows_of_chunk(logits)
     workspace = logits.new_empty(min(step, num_rows), num_classes, dtype=dtype)
     for start in range(0, num_rows, step):
         yield slice(start, start + step), workspace[: num_rows - start]
@@ -239,7 +274,7 @@ def flatten_rows(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if output.ndim == 0 or output.shape[:-1] != target.shape:
         shapes = f"an output {tuple(output.shape)} and a target {tuple(target.shape)}"
         raise ValueError(f"{shapes} do not fit: the output must be (..., C) and its target (...,)")
-    return output.reshape(-1, output.shape[-1]), target.reshape(-1)
+    return (output, target) if output.ndim == 2 else (output.reshape(-1, output.shape[-1]), target.reshape(-1))
 
 
 def promote_to_float32(output: Tensor) -> Tensor:

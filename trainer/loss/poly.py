@@ -57,4 +57,4 @@ class Poly(CrossEntropy):
         # 1 - t in terms of 1 - p[y]; expm1 keeps the digits of 1 - p[y] for p[y] near 1.
         miss = (1 - self.label_smoothing) * -torch.expm1(-terms.nll)
         miss = miss + self.label_smoothing * (1 - 1 / output.shape[-1])
-        return terms.weighted(terms.cross_entropy + self.epsilon * terms.weight * miss)
+        return terms.weighted(terms.cross_entropy + self.epsilon * terms.weight() * miss)

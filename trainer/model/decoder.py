@@ -121,7 +121,9 @@ class Decoder(TokenTransformer):
         output_index: Tensor | None = None,
     ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
-        mask = None if sequence_ids is None else self.packed_mask(sequence_ids, token_index, causal=True)
+        mask = (
+            None if sequence_ids is None else self.packed_mask(sequence_ids, token_index, attention_mask, causal=True)
+        )
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden = self.embed(input_ids, position_ids, token_type_ids)

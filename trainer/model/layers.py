@@ -183,12 +183,16 @@ class TokenTransformer(nn.Module):
         """The number of self-attention layers and their width."""
         return len(self.blocks), self.position_embedding.embedding_dim
 
-    def packed_mask(self, sequence_ids: Tensor, token_index: Tensor | None, *, causal: bool) -> Tensor:
+    def packed_mask(
+        self, sequence_ids: Tensor, token_index: Tensor | None, attention_mask: Tensor | None, *, causal: bool
+    ) -> Tensor | None:
         """Return what keeps the samples of packed rows apart; see `attend`."""
         weight = self.position_embedding.weight
         starts = sample_starts(sequence_ids, token_index, head_size=weight.shape[1] // self.heads, dtype=weight.dtype)
         if starts is not None:
             return starts
+        if attention_mask is not None:  # one sample in each row
+            return None if causal else attention_mask.bool()[:, None, None, :]
         mask = same_sample(sequence_ids)
         if causal:
             columns = torch.arange(sequence_ids.shape[1], device=sequence_ids.device)
@@ -234,7 +238,7 @@ def pool(tokens: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     keep = mask.unsqueeze(-1)
     if pooling == "max":
         return tokens.masked_fill(~keep, float("-inf")).amax(dim=1)
-    kept = tokens.masked_fill(~keep, 0.0)
+    kept = tokens * keep  # a sixth of the time of `masked_fill`
     # At least float32, also under autocast: a half-precision sum over hundreds of tokens loses digits.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     return (kept.sum(dim=1, dtype=dtype) / keep.sum(dim=1, dtype=dtype)).to(tokens.dtype)
@@ -244,11 +248,12 @@ def pool_samples(rows: Tensor, attention_mask: Tensor | None, token_index: Tenso
     """Pool the token vectors of a padded or packed micro-batch, (R, L, D), to one vector per sample, (B, D).
 
     In a padded batch the rows are the samples and `attention_mask` (R, L) marks their tokens. In a packed batch
-    `token_index` (B, T) contains the positions of each sample's tokens in the flattened rows, -1 after its end.
+    `token_index` (B, T) contains the positions of each sample's tokens in the flattened rows, -1 after its end. A batch
+    with both has one sample in each row.
     """
-    if token_index is None:
-        assert attention_mask is not None
+    if attention_mask is not None:
         return pool(rows, attention_mask.bool(), pooling)
+    assert token_index is not None
     return pool(take_tokens(rows, token_index), token_index >= 0, pooling)
 
 

@@ -184,7 +184,8 @@ class Pretrained(nn.Module):
         else:
             if position_ids is None:
                 position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
-            inputs["position_ids"] = position_ids + first_position(self.family, self.config)
+            first = first_position(self.family, self.config)
+            inputs["position_ids"] = position_ids + first if first else position_ids
             starts = starts_in_mask(self.family, self.base, sequence_ids, token_index)
             inputs["attention_mask"] = (
                 attention_masks(self.family, self.config, attention_mask, sequence_ids, self.base.dtype)

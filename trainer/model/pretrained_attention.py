@@ -114,9 +114,9 @@ def attention_masks(
     assert sequence is not None
     # Both masks of all pairs of positions are made only if they are needed: small models notice the time.
     same = partial(same_sample, sequence)
-    columns = torch.arange(sequence.shape[1], device=sequence.device)
+    columns = partial(torch.arange, sequence.shape[1], device=sequence.device)
     if is_causal(family, config):
-        allowed = same() & (columns[:, None] >= columns)
+        allowed = same() & (columns()[:, None] >= columns())
     elif attention_mask is None:
         allowed = same()
     else:
@@ -126,7 +126,7 @@ def attention_masks(
         return full
     # Samples are contiguous, so the distance in the row is the distance in the sample. In padded rows padding sees
     # padding: in a narrow window, a row without any allowed position would give NaN.
-    near = same() & ((columns[:, None] - columns).abs() <= config.sliding_window)
+    near = same() & ((columns()[:, None] - columns()).abs() <= config.sliding_window)
     return {"full_attention": full, "sliding_attention": native_mask(near, config, dtype)}
 
 

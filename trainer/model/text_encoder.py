@@ -19,7 +19,7 @@ class TextEncoder(TokenTransformer):
     * packed: `input_ids` (R, L) with several samples per row, `position_ids` (R, L) that restart at each sample,
       `sequence_ids` (R, L) with a number for each sample of a row, and `token_index` (B, T), the positions of each
       sample's tokens in the flattened rows (-1 after the end of a sample). Without `token_index` there are only
-      token-level outputs, and no faster attention on CUDA.
+      token-level outputs, and no faster attention on CUDA. With an `attention_mask`, each row has one sample.
 
     Token-level outputs are returned for all positions of the rows, or for the flattened positions in `output_index` of
     any shape S; an index of -1 means that no output is needed (it returns the output of the first position).
@@ -93,13 +93,13 @@ class TextEncoder(TokenTransformer):
         output_index: Tensor | None = None,
     ) -> Tensor | DeferredLogits:
         """Return outputs (B, C) of samples, or (R, L, C) or S + (C,) of tokens, in float32 or autocast's dtype."""
-        if attention_mask is None:
-            assert position_ids is not None
-            assert sequence_ids is not None
-            mask = self.packed_mask(sequence_ids, token_index, causal=False)
-        else:
+        if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
-            mask = attention_mask.bool()[:, None, None, :]
+        if sequence_ids is None:
+            assert attention_mask is not None
+            mask: Tensor | None = attention_mask.bool()[:, None, None, :]
+        else:
+            mask = self.packed_mask(sequence_ids, token_index, attention_mask, causal=False)
         hidden = self.embed(input_ids, position_ids, token_type_ids)
         for block in self.blocks:
             hidden = block(hidden, mask)

@@ -34,6 +34,7 @@ class Layout:
         lengths: The number of tokens of each sample: int64 (B,).
         numbers: The number of each sample within its row, from 1: int64 (B,).
         packed: True if a row may contain several samples.
+        uniform: True if packed rows contain one sample each and no padding, because all samples have one length.
     """
 
     shape: tuple[int, int]
@@ -41,6 +42,7 @@ class Layout:
     lengths: Ids
     numbers: Ids
     packed: bool
+    uniform: bool = False
 
     @cached_property
     def offsets(self) -> Ids:
@@ -113,7 +115,10 @@ def lay_out(lengths: Sequence[int], *, max_length: int, batching: Batching) -> L
     `max_length`; `fixed` pads to `max_length`; `padded` and `bucketed` pad to the longest sample.
     """
     if batching == "packed":
-        return _packed(lengths, max(lengths))
+        width = max(lengths)
+        if min(lengths) == width:
+            return replace(_padded(lengths, width), packed=True, uniform=True)
+        return _packed(lengths, width)
     if batching == "full_rows":
         return _packed(lengths, max_length)
     return _padded(lengths, max_length if batching == "fixed" else max(lengths))
@@ -124,13 +129,17 @@ def token_inputs(samples: Sequence[Ids], layout: Layout, *, pad_id: int) -> dict
 
     Padded: `input_ids` and `attention_mask`. Packed: `input_ids`, `position_ids` (restarting at each sample),
     `sequence_ids` (1 for the first sample of a row, 2 for the second, 0 for padding), and `token_index` (B, T), the
-    positions of each sample's tokens in the flattened rows, -1 after the last one.
+    positions of each sample's tokens in the flattened rows, -1 after the last one. Packed samples of one length are a
+    padded batch too: their `attention_mask` takes the place of `position_ids`, and spares the model larger masks.
 
     Source: Krell et al. 2021, "Efficient sequence packing without cross-contamination".
     """
     inputs = {"input_ids": layout.fill(samples, pad_id)}
     if not layout.packed:
         return {**inputs, "attention_mask": layout.spread(1, 0)}
+    if layout.uniform:
+        ones = torch.ones(layout.shape, dtype=torch.int64)
+        return {**inputs, "attention_mask": ones, "sequence_ids": ones, "token_index": layout.index()}
     inputs["position_ids"] = layout.spread(layout.offsets, 0)
     numbers = np.repeat(layout.numbers, layout.lengths)
     return {**inputs, "sequence_ids": layout.spread(numbers, 0), "token_index": layout.index()}
@@ -210,6 +219,9 @@ def add_empty_rows(batch: Batch, num_rows: int, output_level: Literal["token"] |
         return torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
 
     inputs = {name: extend(values, 0) if name in _TOKEN_ROWS else values for name, values in batch.inputs.items()}
+    if missing and "attention_mask" in inputs:  # of samples of one length: the rows are no longer the samples
+        positions = torch.arange(inputs.pop("attention_mask").shape[1])
+        inputs["position_ids"] = positions.expand_as(inputs["input_ids"])
     if batch.target is None or output_level is None or "output_index" in inputs:
         return replace(batch, inputs=inputs)
     return replace(batch, inputs=inputs, target=extend(batch.target, IGNORE_INDEX))
