@@ -72,7 +72,7 @@ DataFile: TypeAlias = Annotated[str, MinLen(1), PathTo("file")]
 """A file, or a pattern of files, relative to `run.cwd`."""
 DataFolder: TypeAlias = Annotated[str, MinLen(1), PathTo("folder")]
 """A folder, relative to `run.cwd`."""
-DataName: TypeAlias = Annotated[str, MinLen(1), PathTo(must_exist=False)]
+DataName: TypeAlias = Annotated[str, MinLen(1), PathTo(must_exist=False, hub=True)]
 """A folder relative to `run.cwd` if there is one, else any other name, such as a data set of the hub."""
 RunPath: TypeAlias = Annotated[str, MinLen(1), PathTo()]
 """A run, a checkpoint or a file, relative to `run.cwd`."""

@@ -64,6 +64,8 @@ def test_the_card_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert accuracy.metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
     assert accuracy.metric_args["confidence_interval_95"] == pytest.approx(scores["intervals"]["accuracy"], abs=1e-6)
     assert "| high\\|er |" in card
+    assert "A row has `a` (a number), `b` (a number).\n" in card
+    assert "`high|er`, `low`: the 2 outputs in the order of `labels.json`." in card
     assert "| onnx | export/model.onnx |" in card
     assert "| train.duration | 4 | 4ep |" in card
     assert card.count(FILL_IN) == 5
@@ -79,6 +81,23 @@ def test_what_the_user_says_is_not_left_to_be_filled_in(folder: Path) -> None:
     assert (front["license"], front["language"]) == ("mit", ["en"])
     assert card.count(FILL_IN) == 3
     assert "our: table" in card
+
+
+@pytest.mark.parametrize(("path", "named"), [("owner/name", ["owner/name"]), ("/my/own/name", [])])
+def test_model_and_data_of_the_hub_are_linked_and_those_of_a_folder_are_not(
+    folder: Path, path: str, named: list[str]
+) -> None:
+    record = read_run(str(RUN))
+    model = {"_target_": "trainer.model.pretrained.Pretrained", "path": path, "pretrained": True}
+    data = {"_target_": "trainer.data.hub.Hub", "path": path}
+    front = front_matter(
+        make_card(CardJob(), replace(record, config=record.config | {"model": model, "data": data}), RUN / "export")
+    )
+    assert [front.get("base_model")] == (named or [None])
+    assert front.get("datasets", []) == named
+    model["pretrained"] = False
+    card = make_card(CardJob(), replace(record, config=record.config | {"model": model}), RUN / "export")
+    assert "base_model" not in front_matter(card)
 
 
 def test_folders_and_secrets_are_not_shown(folder: Path) -> None:

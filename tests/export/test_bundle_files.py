@@ -27,7 +27,7 @@ from trainer.errors import ProofError
 from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files, write_golden
 from trainer.export.folder import describe, verify, write_manifest
 from trainer.export.model import ExportModel
-from trainer.export.readme import write_readme
+from trainer.export.readme import describe_rows, write_readme
 from trainer.layout import PREDICT_FORMATS
 from trainer.protocols import Batching, Columns
 from trainer.task.image_classification import ImageClassification
@@ -213,6 +213,33 @@ def test_readme_describes_inputs_outputs_and_files(published: Published) -> None
         # Other tests run the scripts of this folder, whose bytecode Python stores.
         if path.name not in ("README.md", "labels.json", "__pycache__"):
             assert f"`{path.name}`" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "described"),
+    [
+        (
+            "image.json",
+            {"size": [8, 6], "channels": 1, "resize": "pad"},
+            "An image is read as gray and, if it has another size, scaled and padded with black to 8 x 6 pixels",
+        ),
+        (
+            "table.json",
+            {
+                "columns": [
+                    {"name": "a", "kind": "number", "missing": False},
+                    {"name": "b", "kind": "category", "missing": True, "categories": ["x", "y"]},
+                ]
+            },
+            "A row has `a` (a number), `b` (one of 2 categories, may be missing).",
+        ),
+        ("labels.json", ["a`b", "c\nd", "e" * 99], f"`` a`b ``, `c\\nd`, `{'e' * 39}…{'e' * 20}`: the 3 outputs"),
+        ("tags.json", ["O"] * 101, ", `O` and 1 more: the 101 outputs in the order of `tags.json`"),
+    ],
+)
+def test_readme_describes_rows_and_answers(tmp_path: Path, file: str, content: Any, described: str) -> None:
+    (tmp_path / file).write_text(json.dumps(content), "utf-8")
+    assert described in describe_rows(tmp_path)
 
 
 def test_readme_without_measurements(published: Published, tmp_path: Path) -> None:

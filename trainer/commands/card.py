@@ -28,7 +28,7 @@ from trainer.config.paths import without_folders
 from trainer.display import displayable, print_lines, shorten_middle
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError
-from trainer.export.readme import describe_model, graph_code, script_packages
+from trainer.export.readme import describe_model, describe_rows, graph_code, script_packages
 from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.metric_names import words
@@ -65,6 +65,9 @@ _OWN_DATA: Final = ("files", "lines", "imagefolder", "idx", "conll", "hub")
 
 _NOT_SHOWN: Final = ("logger.", "run.", "observers", "launch.", "sweep.", "data.cache_dir", "loader.workers")
 """Keys, or their starts, without a meaning on other machines."""
+
+_EXAMPLE_INPUTS: Final = {"text": '"a text"', "image": "image.png", "words": "rows.jsonl"}
+"""What `input` can be, by what the model reads; otherwise a table of rows."""
 
 _MAX_CLASSES: Final = 5
 _FOLDERS: Final = re.compile(r"^(?:~|\.{0,2})/.*/(?=.)|(?<![\w:/.])(?:~|\.{0,2})/(?:[^\s'\",/\]}]+/)*(?=[^\s'\",\]}])")
@@ -116,6 +119,7 @@ def make_card(job: CardJob, record: RunRecord, artifacts: Path) -> str:
         f"---\n{front}---",
         f"# {_inline(name)}",
         describe_model(manifest),
+        describe_rows(artifacts),
         _uses(),
         _loading(artifacts, manifest),
         _scores_text(record),
@@ -151,25 +155,38 @@ def _data_name(job: CardJob, record: RunRecord) -> str | None:
     option = part_name(str(data["_target_"]))
     if job.dataset is not None:
         return job.dataset
-    if option == "hub" and isinstance(data.get("path"), str) and not os.path.exists(data["path"]):
-        return str(data["path"])
+    if option == "hub" and (name := _hub_name(data)) is not None:
+        return name
     is_built_in = str(data["_target_"]).startswith("trainer.data.") and option not in _OWN_DATA
     return option if is_built_in else None
+
+
+def _hub_name(part: Document) -> str | None:
+    """Return the name on the hub in the `path` of a part; None if it is a local path, of which only its end is left."""
+    path = part.get("path")
+    return path if isinstance(path, str) and "/" in path and not os.path.exists(path) else None
 
 
 def _front_matter(job: CardJob, record: RunRecord, manifest: Document, name: str) -> Document:
     task = _task_of(record)
     pipeline = _PIPELINES.get(task)
-    front: Document = {"license": job.license, "language": list(job.language), "pipeline_tag": pipeline}
+    data, model = record.config["data"], record.config["model"]
+    front: Document = {
+        "license": job.license,
+        "language": list(job.language),
+        "base_model": _hub_name(model) if model.get("pretrained") else None,
+        "datasets": [_hub_name(data)] if part_name(str(data["_target_"])) == "hub" and _hub_name(data) else None,
+        "pipeline_tag": pipeline,
+    }
     front = {key: value for key, value in front.items() if value}
     has_graph = any(each in manifest["artifacts"] for each in PREDICT_FORMATS)
     kind = task.replace("_", "-")
     front["tags"] = ["trainer", *(["onnx"] if has_graph else []), *([] if kind == pipeline else [kind])]
-    data = _data_name(job, record) or "unnamed"
+    dataset = _data_name(job, record) or "unnamed"
     results = [
         {
             "task": {"type": pipeline or kind},
-            "dataset": {"name": data, "type": data, "split": split},
+            "dataset": {"name": dataset, "type": dataset, "split": split},
             "metrics": metrics,
         }
         for split, scores in record.evaluations.items()
@@ -213,7 +230,8 @@ def _loading(artifacts: Path, manifest: Document) -> str:
     if code := graph_code(artifacts, manifest):
         text += f"In Python, in the folder `{EXPORT}`:\n\n{code}\n\n"
     if PREDICT_SCRIPT in files:
-        commands = f"trainer predict run={EXPORT} input=rows.csv\ntrainer serve run={EXPORT}"
+        rows = _EXAMPLE_INPUTS.get(",".join(manifest["reads"]), "rows.csv")
+        commands = f"trainer predict run={EXPORT} input={rows}\ntrainer serve run={EXPORT}"
         text += f"With trainer, next to the folder `{EXPORT}`:\n\n```sh\n{commands}\n```\n\n"
     return f"{text}`{EXPORT}/README.md` describes each file, and `{EXPORT}/manifest.json` has their checksums."
 
@@ -240,7 +258,7 @@ def _scores_text(record: RunRecord) -> str:
     if baseline is None:
         return ""
     known = ", ".join(f"{words(key)} {value:.4f}" for key, value in baseline.scores.items())
-    return f"## Comparison\n\nOn the {split} split, {_inline(baseline.answer)} scores: {known}."
+    return f"## Comparison\n\nOn the {split} split, {_inline(baseline.answer)} gives {known}."
 
 
 def _limits(record: RunRecord) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from trainer.display import displayable, shorten_middle
 from trainer.layout import (
     EXPORT_MANIFEST,
     GOLDEN_ARRAYS,
@@ -29,7 +31,13 @@ _NOUNS: Final = {
     "image": "an image",
     "features": "the cells of a row of a table",
 }
-_MAX_LABELS = 100
+_FITS: Final = {
+    "stretch": "stretched to",
+    "crop": "scaled and cropped to its middle",
+    "pad": "scaled and padded with black to",
+}
+_MAX_NAMES = 100
+_MAX_NAME = 60
 _MAX_CHARACTERS = 300
 
 _CODE = """```python
@@ -102,7 +110,7 @@ def write_readme(stage: Path, manifest: Document, usage: str | None) -> Path:
     sections = [
         _title(manifest),
         _example(stage, usage),
-        _labels(stage),
+        describe_rows(stage),
         _predict(stage, manifest, usage),
         _code(stage, manifest, usage),
         _tensors(manifest),
@@ -151,14 +159,43 @@ def _example(stage: Path, usage: str | None) -> str:
     )
 
 
-def _labels(stage: Path) -> str:
+def describe_rows(folder: Path) -> str:
+    """Return the columns of a row of a table or the size of an image, and the labels; "" if there is none of them."""
+    sections = []
+    if (folder / "image.json").is_file():
+        image = json.loads((folder / "image.json").read_text("utf-8"))
+        (height, width), channels = image["size"], image["channels"]
+        colors = "gray" if channels == 1 else "RGB"
+        fit = f"{_FITS[image['resize']]} {height} x {width} pixels (height x width)"
+        sections.append(f"## Images\n\nAn image is read as {colors} and, if it has another size, {fit}.")
+    if (folder / "table.json").is_file():
+        columns = json.loads((folder / "table.json").read_text("utf-8"))["columns"]
+        shown = _list([f"{_code_span(column['name'])} ({_values_of(column)})" for column in columns])
+        sections.append(f"## Columns\n\nA row has {shown}.")
     for name in ("labels.json", "tags.json"):
-        if (stage / name).is_file():
-            labels = json.loads((stage / name).read_text("utf-8"))
-            shown = ", ".join(f"`{label}`" for label in labels[:_MAX_LABELS])
-            more = f" and {len(labels) - _MAX_LABELS} more" if len(labels) > _MAX_LABELS else ""
-            return f"## Labels\n\n{shown}{more}: the {len(labels)} outputs in the order of `{name}`."
-    return ""
+        if (folder / name).is_file():
+            labels = json.loads((folder / name).read_text("utf-8"))
+            shown = _list([_code_span(label) for label in labels])
+            sections.append(f"## Labels\n\n{shown}: the {len(labels)} outputs in the order of `{name}`.")
+    return "\n\n".join(sections)
+
+
+def _values_of(column: Document) -> str:
+    values = "a number" if column["kind"] == "number" else f"one of {len(column['categories'])} categories"
+    return f"{values}, may be missing" if column["missing"] else values
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
+
+
+def _code_span(name: str) -> str:
+    """Return a name from the data as code in Markdown, on one line and shortened, whatever characters it has."""
+    text = shorten_middle(displayable(name, keep_lines=False), _MAX_NAME)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _predict(stage: Path, manifest: Document, usage: str | None) -> str:
