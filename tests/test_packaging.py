@@ -71,6 +71,11 @@ def test_image_is_built_from_what_the_wheel_needs(wheel: Path, tmp_path: Path) -
     assert files(build("wheel", tmp_path / "built", source)) == files(wheel)
 
 
+def test_image_and_wheel_need_the_same_torch(wheel: Path) -> None:
+    (torch,) = (str(each) for each in requirements(wheel) if each.name == "torch")
+    assert f'"{torch}"\n' in (REPOSITORY / "Dockerfile").read_text("utf-8")
+
+
 def test_wheel_metadata(wheel: Path) -> None:
     folder = f"trainer-{trainer.__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:

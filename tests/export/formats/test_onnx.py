@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import numpy_helper
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -50,8 +51,11 @@ def test_dead_guard_is_removed_from_attention(tmp_path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (hidden, mask), dynamic_shapes={name: {0: batch} for name in axes})
     exporter.save_graph(program, tmp_path / "model.onnx", axes)
-    nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
-    assert (nodes.count("Softmax"), nodes.count("IsNaN")) == (1, 0)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    nodes = [node.op_type for node in graph.node]
+    # torch 2.11 masks with minus infinity, for which the guard is needed.
+    masks = [numpy_helper.to_array(each) for each in graph.initializer]
+    assert (nodes.count("Softmax"), nodes.count("IsNaN")) == (1, any(np.isneginf(each).any() for each in masks))
     forward, *_ = exporter.open_session(tmp_path / "model.onnx")
     torch.testing.assert_close(forward({"hidden": hidden, "mask": mask}), model(hidden, mask))
 
