@@ -313,3 +313,27 @@ def test_too_little_memory_names_keys_of_the_verb(
     with working_in(tmp_path):
         assert cli.main(["plan", *job, "model._target_=too_large.model", "~model.hidden"]) == 2
     assert "out of memory: the job does not fit. Set trial=false" in capsys.readouterr().err
+
+
+CALLBACK = """
+from pathlib import Path
+from hydra.experimental.callback import Callback
+
+class Noted(Callback):
+    def on_job_start(self, config, **kwargs):
+        Path("noted").write_text(str(config.seed))
+"""
+
+
+def test_settings_of_hydra_hold_for_a_job(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere / "noting.py").write_text(CALLBACK, encoding="utf-8")
+    started_in: list[tuple[Path, str | None]] = []
+    monkeypatch.setattr(cli, "_start", lambda *_: started_in.append((Path.cwd(), os.environ.get("SET_FOR_THE_JOB"))))
+    job = ["train", "seed=7", "+hydra.job.env_set.SET_FOR_THE_JOB=x", "hydra.run.dir=folder"]
+    # Without a callback and a change of the folder, the job needs none of Hydra's copies.
+    assert cli.main(job) == 0
+    assert (elsewhere / "folder").is_dir()
+    assert cli.main([*job, "hydra.job.chdir=true", "+hydra.callbacks.note._target_=noting.Noted"]) == 0
+    assert started_in == [(elsewhere, "x"), (elsewhere / "folder", "x")]
+    assert (elsewhere / "folder/noted").read_text() == "7"
+    assert (Path.cwd(), os.environ.get("SET_FOR_THE_JOB")) == (elsewhere, None)

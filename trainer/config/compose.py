@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -119,11 +120,20 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
     """Run a job in the environment that Hydra's own config describes: folder, variables, logging, callbacks."""
     # Imported here, as errors of the config are reported without these modules.
     from hydra._internal.callbacks import Callbacks
-    from hydra.core.utils import run_job
+    from hydra.core.utils import configure_log, env_override, run_job
 
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.mode = RunMode.RUN
+    for holder in (config, cast(DictConfig, HydraConfig.instance().cfg)):
+        with read_write(holder.hydra), open_dict(holder.hydra):
+            holder.hydra.mode = RunMode.RUN
     callbacks = Callbacks(config)
+    if not callbacks.callbacks and config.hydra.output_subdir is None and not config.hydra.job.chdir:
+        # The same without the copies for callbacks and files, which take longer than a small job.
+        with _run_dir_errors(config):
+            Path(config.hydra.runtime.output_dir).mkdir(parents=True, exist_ok=True)
+        configure_log(config.hydra.job_logging, config.hydra.verbose)
+        with env_override(config.hydra.job.env_set):
+            job()
+        return
     name = config.hydra.job.config_name
     callbacks.on_run_start(config=config, config_name=name)
     with initialize_config_dir(os.getcwd(), version_base="1.3", job_name=_JOB_NAME):
@@ -137,7 +147,7 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
             failures.append(error)
             raise
 
-    try:
+    with _run_dir_errors(config):  # the job's own errors are in `failures`
         outcome = run_job(
             task_function=task,
             config=config,
@@ -145,13 +155,24 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
             job_subdir_key=None,
             hydra_context=context,
         )
-    except OSError as error:  # the job's own errors are in `failures`
-        problem = f"cannot be created ({error.strerror})"
-        raise ConfigError(format_error("hydra.run.dir", problem, value=config.hydra.run.dir)) from error
     callbacks.on_run_end(config=config, config_name=name, job_return=outcome)
     if failures:
         # Raised here, as Hydra would print a line of its own before the error.
         raise failures[0]
+
+
+@contextmanager
+def _run_dir_errors(config: DictConfig) -> Iterator[None]:
+    """Turn an error of the file system in the block into an error of Hydra's run folder.
+
+    Raises:
+        ConfigError: The folder cannot be created.
+    """
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be created ({error.strerror})"
+        raise ConfigError(format_error("hydra.run.dir", problem, value=config.hydra.run.dir)) from error
 
 
 def composition_problem(error: Exception) -> str:
