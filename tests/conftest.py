@@ -2,11 +2,9 @@
 
 import logging
 import os
-import pickle
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,10 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
-from omegaconf import DictConfig, read_write
 
-from trainer.config import compose
-from trainer.config.groups import own_folder
+import tests.support.composed  # noqa: F401  composes each choice of options once
 from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0
@@ -25,24 +21,6 @@ timing.SECONDS_PER_MODEL = 0.0
 # Without stored bytecode, every worker rewrites the assertions of all tests, and every process compiles the program.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-
-_compose_with_hydra = compose.compose_with_hydra
-_composed: dict[tuple[str, ...], bytes] = {}
-
-
-def _compose_once(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose each choice of options of `conf/` once in a process, as Hydra takes longer than the rest of a check."""
-    if folder != own_folder() or any("hydra" in override for override in overrides):
-        return _compose_with_hydra(folder, name, overrides)
-    if (key := (name, *overrides)) not in _composed:
-        _composed[key] = pickle.dumps(_compose_with_hydra(folder, name, overrides))
-    config: DictConfig = pickle.loads(_composed[key])
-    with read_write(config.hydra):
-        config.hydra.runtime.cwd = os.getcwd()
-    return config
-
-
-compose.compose_with_hydra = _compose_once
 
 settings.register_profile("thorough", deadline=None, derandomize=True, database=None)
 settings.register_profile("tests", settings.get_profile("thorough"), max_examples=30)

@@ -17,8 +17,9 @@ def fuzz(*options: str) -> str:
     return done.stdout
 
 
-def test_a_hundred_command_lines() -> None:
-    assert "100 cases" in fuzz("--cases", "100", "--seed", "50000", "--only", "command")
+@pytest.mark.parametrize("cases", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_command_lines(cases: int) -> None:
+    assert f"{cases} cases" in fuzz("--cases", str(cases), "--seed", "50000", "--only", "command")
 
 
 @pytest.mark.slow

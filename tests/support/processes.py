@@ -25,6 +25,7 @@ PRELOADED = [
     "trainer.export.artifacts",
     "trainer.task.text_classification",
     "trainer.model.text_encoder",
+    "tests.support.warmed",
 ]
 
 _M_MMAP_THRESHOLD = -3
