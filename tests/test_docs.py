@@ -19,6 +19,7 @@ import pytest
 from tests.support.jobs import rows, working_in
 from trainer.cli import main
 from trainer.config.command import check_command
+from trainer.data import stdlib
 from trainer.data.quality import LIMITS
 from trainer.errors import TrainerError
 
@@ -98,7 +99,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         name = re.match(r"# (\w+\.py)\n", code)
         assert name is not None, "a Python block names its file in the first line"
         (made / name[1]).write_text(code, encoding="utf-8")
-    with working_in(made):
+    with working_in(made), pytest.MonkeyPatch.context() as patch:
+        # A part of the library with all topics: its parsing, and vocabularies of all its words, take seconds.
+        some = {topic: modules.split()[:2] for topic, modules in stdlib._MODULES_OF_TOPIC.items()}
+        patch.setattr(stdlib, "_TOPIC", {module: topic for topic, modules in some.items() for module in modules})
         for command in STARTS:
             run_command(command)
         yield made

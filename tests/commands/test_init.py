@@ -159,10 +159,12 @@ def propose(name: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
 
 
 def test_kind_of_data_decides_the_proposal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in CASES:
-        (folder / name).with_suffix("").parent.mkdir(exist_ok=True)
+    proposed_tasks = set()
+    for name, (_, task, _) in CASES.items():
         _, (verb, *overrides) = propose(name, capsys)
-        check_command(verb, overrides)
+        if task not in proposed_tasks:  # test_proposal_trains carries out all of them
+            check_command(verb, overrides)
+        proposed_tasks.add(task)
         for written in folder.glob("conf/experiment/*.yaml"):
             written.unlink()
 

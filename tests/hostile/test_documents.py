@@ -83,9 +83,9 @@ def check(commands: list[list[str]], file: Path, case: str, capfd: pytest.Captur
     return codes
 
 
-@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_bytes_of_every_document(share: int, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Each document is damaged, in turn with and without fitting checksums; quickly, in every fourth way."""
+    """Each document is damaged, in turn with and without fitting checksums; quickly, in every eighth way."""
     assert len(documents(run)) >= 14
     cases = refused = 0
     for number, file in enumerate(documents(run)):
@@ -139,7 +139,7 @@ def restored(run: Path) -> Iterator[None]:
                 path.unlink()
 
 
-@pytest.mark.parametrize("sample", [6, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sample", [3, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields_of_every_document(sample: int | None, name: str, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Every field is wrong in every way inside fitting checksums, for each verb that reads the document in turn.
