@@ -51,6 +51,18 @@ def remedy(*argv: str, verb: str = "train") -> str:
         (["fp16=true"], "Set precision=fp16."),
         (["--bf16"], "Set precision=bf16."),
         (["--fp16", "seed=3"], "Set precision=fp16."),
+        (["adversarial_training=fgm"], "Set perturb=fgm."),
+        (["adv_training=true"], "Set perturb=fgm."),
+        (["perturb=rdrop"], "Did you mean perturb=r_drop?"),
+        (["rdrop_alpha=4"], "Set perturb=r_drop perturb.alpha=4."),
+        (["emb_name=word_embeddings"], "Set perturb=fgm perturb.targets=[*word_embeddings*]."),
+        (["alpha=1"], "It is a key of a part: loss.alpha of loss=focal, perturb.alpha of"),
+        (["multisample_dropout=5"], "Set model.head_dropout=0.5 model.multi_sample_dropout=5."),
+        (["loader.sampler=WeightedRandomSampler"], "Set loader.sampler=weighted."),
+        (["class_balanced=true"], "Set loader.sampler=balanced."),
+        (["StratifiedGroupKFold=patient"], "Set data=files data.split.group=patient."),
+        (["GroupShuffleSplit=true"], "Set data.split.group, such as data=files data.split.group=patient."),
+        (["use_crf=true"], "Set task=token_classification loss=crf."),
         (["accelerator=gpu"], "Set device=cuda."),
         (["precision=16-mixed"], "Set precision=fp16."),
         (["precision=32"], "Set precision=fp32."),
@@ -108,6 +120,9 @@ def advice_of(name: str) -> list[str]:
 CONTEXT = {
     "data=files": "data.train=train.csv",
     "loss=binary_cross_entropy": "task=multilabel_classification",
+    "perturb=r_drop": "task=text_classification",
+    "loss=crf": "task=token_classification",
+    "loader.sampler=weighted": "loader.weights=weight",
     "loss=mse": "task=regression",
     "loss=mae": "task=regression",
     "loss=huber": "task=regression",
@@ -116,7 +131,7 @@ CONTEXT = {
 }
 """The overrides that a job needs in addition before it accepts the advice."""
 
-EXCLUSIVE = ("model", "data", "loss", "optimizer", "scheduler", "task")
+EXCLUSIVE = ("model", "data", "loss", "optimizer", "scheduler", "task", "perturb")
 """Groups of which a command line tries one advice at a time."""
 
 

@@ -94,6 +94,7 @@ CASES: list[tuple[str, str]] = [
     ("compile=graphs device=mps loader.batching=fixed", "compile"),
     ("compile=graphs device=cuda loader.batching=padded", "compile"),
     ("compile=graphs device=cuda loader.tokens=4096 devices=2 shard=true", "compile"),
+    ("compile=graphs device=cuda loader.batching=fixed perturb=r_drop", "compile"),
     ("compile=graphs device=cpu task=image_classification data=idx data.folder=a model=vit", "compile; data.folder"),
     (
         "devices=4 device=mps shard=8 optimizer=muon prune=l1 compile=true train.batch_size=0",

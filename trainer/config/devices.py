@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from trainer.config import signatures
 from trainer.config.compatibility import value_at
 from trainer.config.groups import OWN
 from trainer.errors import format_error
@@ -51,6 +52,11 @@ def _validate_graphs(config: Mapping[str, Any]) -> Iterator[str]:
     is_text = value_at(config, "task.max_length") is not None
     if is_text and value_at(config, "loader.tokens") is None and value_at(config, "loader.batching") != "fixed":
         yield format_error("compile", VARYING_SHAPES, SHAPES_REMEDY, value="graphs")
+    if signatures.attribute(str(value_at(config, "perturb._target_")), "perturbs") == "outputs":
+        # A second forward pass would overwrite the results of the first one before their backward pass.
+        yield format_error(
+            "compile", "graphs keeps the results of a single forward pass", WITHOUT_GRAPHS, value="graphs"
+        )
 
 
 def _is_sharded(shard: object) -> bool:

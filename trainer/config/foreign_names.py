@@ -14,6 +14,7 @@ from re import fullmatch
 
 _NUMBER = r"\d+(\.\d+)?(e-?\d+)?"
 _COUNT = r"[1-9]\d*"
+_COLUMN = r"(?!(true|false|null|none)$)[A-Za-z_]\w*"
 _AMOUNT = r"(?=.*[1-9])\d+(\.\d+)?"
 
 
@@ -93,6 +94,7 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
     "device": {"gpu": "cuda", "gpu:0": "cuda:0"},
     "loss": {
         **dict.fromkeys(("ce", "cross-entropy", "crossentropy", "nll", "softmax_cross_entropy"), "cross_entropy"),
+        **dict.fromkeys(("CRF", "linear_chain_crf"), "crf"),
         **dict.fromkeys(("bce", "bce_with_logits", "sigmoid_cross_entropy"), "binary_cross_entropy"),
         **dict.fromkeys(("l2", "mean_squared_error"), "mse"),
         **dict.fromkeys(("l1", "mean_absolute_error"), "mae"),
@@ -102,6 +104,15 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
     "optimizer": {
         **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "fusedadamw", "AdamW"), "adamw"),
         **{"Adam": "adam", "SGD": "sgd"},
+    },
+    "perturb": {
+        **{name: name.lower() for name in ("FGM", "PGD", "AWP")},
+        **dict.fromkeys(("rdrop", "r-drop", "RDrop", "R-Drop"), "r_drop"),
+    },
+    "loader.sampler": {
+        **dict.fromkeys(("WeightedRandomSampler", "weighted_random"), "weighted"),
+        **dict.fromkeys(("class_balanced", "oversample", "ClassBalancedSampler", "balanced_batch"), "balanced"),
+        **dict.fromkeys(("random", "shuffle", "RandomSampler", "DistributedSampler"), "shuffled"),
     },
     "scheduler": {"reduce_lr_on_plateau": "reduce_on_plateau", "plateau": "reduce_on_plateau", "one_cycle": "onecycle"},
 }
@@ -229,6 +240,43 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "cross_entropy",
         values=_options("loss", "cross_entropy focal poly dice binary_cross_entropy mse mae huber"),
     ),
+    ForeignName(
+        "adversarial_training adversarial adv_training adv_train adv_type adv_method use_adv attack attack_method",
+        "perturb={}",
+        "fgm",
+        values=_options("perturb", "fgm pgd awp r_drop") | {"true": "perturb=fgm", "false": ""},
+    ),
+    *(_switch(f"{name} use_{name}", f"perturb={name}") for name in ("fgm", "pgd", "awp", "r_drop")),
+    _switch("rdrop use_rdrop", "perturb=r_drop"),
+    ForeignName("adv_epsilon adv_eps fgm_epsilon", "perturb=fgm perturb.epsilon={}", "1.0", _AMOUNT),
+    ForeignName("adv_alpha pgd_alpha adv_lr", "perturb=pgd perturb.alpha={}", "0.3", _AMOUNT),
+    ForeignName("adv_k adv_steps adv_step pgd_k pgd_steps", "perturb=pgd perturb.moves={}", "3", _COUNT),
+    ForeignName("awp_gamma", "perturb=awp perturb.gamma={}", "0.005", _AMOUNT),
+    ForeignName(
+        "rdrop_alpha r_drop_alpha rdrop_coef kl_alpha kl_weight", "perturb=r_drop perturb.alpha={}", "1.0", _AMOUNT
+    ),
+    ForeignName("adv_start adv_start_epoch awp_start_epoch", "perturb=fgm perturb.start={}ep", "1", r"\d+"),
+    ForeignName(
+        "emb_name embedding_name adv_param",
+        "perturb=fgm perturb.targets=[*{}*]",
+        "token_embedding",
+        r"[\w.]+",
+        note="Without perturb.targets, the embeddings of tokens move",
+    ),
+    _nothing(
+        "alpha",
+        "It is a key of a part: loss.alpha of loss=focal, perturb.alpha of perturb=r_drop and of perturb=pgd",
+    ),
+    ForeignName(
+        "multisample_dropout multi_sample_dropout num_dropouts n_dropouts",
+        "model.head_dropout=0.5 model.multi_sample_dropout={}",
+        "5",
+        _COUNT,
+    ),
+    ForeignName(
+        "classifier_dropout head_dropout head_drop cls_dropout fc_dropout", "model.head_dropout={}", "0.1", r"0?\.\d+|0"
+    ),
+    _switch("crf use_crf", "task=token_classification loss=crf"),
     _nothing(
         "neftune_noise_alpha", "Nothing adds noise to embeddings; model.noisy_tune adds noise to the weights once"
     ),
@@ -403,6 +451,24 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "loader.persistent_workers=false",
     ),
     _switch("group_by_length length_grouping bucket_by_length train_sampling_strategy", "loader.batching=bucketed"),
+    ForeignName(
+        "sampler train_sampler sampling_method",
+        "loader.sampler={}",
+        "balanced",
+        values={name: f"loader.sampler={here}" for name, here in FOREIGN_VALUES["loader.sampler"].items()},
+    ),
+    _switch("class_balanced balanced_sampling oversample oversampling balance_classes", "loader.sampler=balanced"),
+    ForeignName(
+        "WeightedRandomSampler weighted_sampler weighted_sampling sample_weight sample_weights weight_column",
+        "loader.sampler=weighted loader.weights={}",
+        "weight",
+        _COLUMN,
+        note="It names a column of numbers, or gives weights of classes: {animal: 2}",
+    ),
+    _nothing(
+        "mixture data_mix dataset_weights sampling_weights mixing_weights interleave_probs",
+        "The shares of the files of data.train are data.mix={a.csv: 0.7, b.csv: 0.3}",
+    ),
     _nothing("shuffle", "Leave it out: training is shuffled by seed and epoch, evaluations are not"),
     _nothing("remove_unused_columns label_names", "Leave it out: the task names the columns that it reads"),
     ForeignName(
@@ -431,6 +497,28 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         _NUMBER,
     ),
     ForeignName("test_size test_split", "data=files data.split.test={}", "0.1", _NUMBER),
+    ForeignName(
+        "groups group_col group_column group_key GroupKFold GroupShuffleSplit StratifiedGroupKFold",
+        "data=files data.split.group={}",
+        "patient",
+        _COLUMN,
+    ),
+    ForeignName(
+        "stratify stratified stratify_by StratifiedKFold StratifiedShuffleSplit",
+        "data=files data.split.stratify={}",
+        "label",
+        _COLUMN,
+    ),
+    ForeignName(
+        "TimeSeriesSplit time_column time_col date_column timestamp_column",
+        "data=files data.split.time={}",
+        "created",
+        _COLUMN,
+    ),
+    _nothing(
+        "eval_datasets validation_sets val_sets valid_sets extra_validation",
+        "Several named sets are data.validation={clean: a.csv, noisy: b.csv}",
+    ),
     ForeignName("n_splits cv n_folds num_folds k_fold kfold", "data.folds={}", "5", r"[2-9]|[1-9]\d{1,2}"),
     # The model and the task
     ForeignName(
