@@ -103,6 +103,42 @@ def test_a_column_of_weights_draws_each_row_in_proportion() -> None:
     assert (drawn[2::3] == 2).all()
 
 
+def draws(*overrides: str) -> dict[str, int]:
+    """Return the draws of each group in the first epoch, by its name."""
+    measured = measure_draws(build_plan(*overrides)[0].sampler)
+    assert measured is not None
+    return {group["value"]: group["draws"] for group in measured["groups"]}
+
+
+def test_a_sampler_divides_the_share_of_a_file() -> None:
+    # one.csv has 24 rows of a; two.csv has 9 of b and 3 of c.
+    mix = "data.mix={one.csv:1,two.csv:2}"
+    assert draws(mix, "loader.sampler=balanced") == {"one.csv, a": 12, "two.csv, b": 12, "two.csv, c": 12}
+    # Of 9 b to 2 * 3 c.
+    weighted = draws(mix, "loader.sampler=weighted", "loader.weights={c:2}")
+    assert weighted == {"one.csv, a": 12, "two.csv, b": 14, "two.csv, c": 10}
+    # Rows of the weights 0, 1 and 2, as many of each in both files.
+    plan, _ = build_plan(mix, "loader.sampler=weighted", "loader.weights=weight")
+    assert plan.sampler is not None
+    assert plan.sampler.by == "file and weight"
+    counts = plan.sampler.counts(0)
+    assert not counts.reshape(-1, 3)[:, 0].any()
+    assert [counts[:24].sum(), counts[24:].sum()] == [12, 24]
+    assert abs(counts[24:].reshape(-1, 3).sum(axis=0) - [0, 8, 16]).max() <= 1
+
+
+def test_samplers_read_the_columns_of_folds() -> None:
+    # The rows of the validation file are in the folds, too.
+    folds = ["data.folds=3", "data.fold=1"]
+    assert draws("loader.sampler=balanced", "loader.sampler_column=site", *folds).keys() == {"north", "south"}
+    mixed = draws("data.mix={one.csv:1,two.csv:1,validation.csv:2}", *folds)
+    assert abs(mixed["validation.csv"] - sum(mixed.values()) / 2) < 1
+    assert abs(mixed["one.csv"] - sum(mixed.values()) / 4) < 1
+    plan, _ = build_plan("loader.sampler=weighted", "loader.weights=weight", *folds)
+    assert plan.sampler is not None
+    assert plan.sampler.counts(0).sum() == len(plan.sampler.sizes)
+
+
 def test_values_without_a_row_are_left_out() -> None:
     # The limit leaves a row of `a` and one of `c`.
     plan, labels = build_plan("loader.sampler=balanced", "loader.limit=2")
@@ -136,20 +172,12 @@ def test_one_value_is_drawn_like_the_whole() -> None:
         (["task=token_classification", "loader.sampler=balanced"], "loader.sampler: the rows of this task have no sin"),
         (["task=regression", "loader.sampler=weighted", "loader.weights={a:1}"], "loader.sampler: the rows of this ta"),
         (
-            ["loader.sampler=balanced", "loader.sampler_column=site", "data.folds=3", "data.fold=0"],
-            "loader.sampler_column: does not support data.folds, got 'site'. Set data.folds=null, or leave out loader.",
-        ),
-        (
             ["loader.sampler=weighted", "loader.weights=weight", "data.corrections=fixed.csv"],
             "loader.weights: does not support data.corrections, got 'weight'. Set data.corrections=null, or leave out",
         ),
         (["data.mix={}"], "data.mix: must not be empty, got {}"),
         (["data.mix={one.csv:0}"], "data.mix.one.csv: must be greater than 0, got 0"),
         (["data.mix={one.csv:0.5,tow.csv:0.5}"], "data.mix: no such file, got 'tow.csv'. Did you mean two.csv?"),
-        (
-            ["data.mix={one.csv:0.5,two.csv:0.5}", "loader.sampler=balanced"],
-            "data.mix: does not work with loader.sampler=balanced. Set loader.sampler=shuffled.",
-        ),
     ],
 )
 def test_wrong_keys_are_refused_without_the_data(overrides: list[str], message: str, folder: Path) -> None:
@@ -186,7 +214,15 @@ def test_a_mix_needs_files(folder: Path) -> None:
             ["loader.sampler=balanced", "loader.sampler_column=gap"],
             "one.csv, row 6, column 'gap': has no value. Fill in this cell and 0 more",
         ),
-        (["loader.sampler=balanced", "loader.sampler_column=site", "data.folds=2"], "loader.sampler_column: "),
+        (
+            ["data.mix={one.csv:1,two.csv:1}", "loader.sampler=weighted", "loader.weights={a:0}"],
+            "loader.weights: all weights of a file of data.mix are 0, got 'one.csv'. Raise one, or leave the file out",
+        ),
+        (["data.mix={one.csv:1,two.csv:1}", "data.folds=3"], "data.mix: has no share for a training file, got 'valid"),
+        (
+            ["loader.sampler=balanced", "loader.sampler_column=sites", "data.folds=3"],
+            "loader.sampler_column: no such column, got 'sites'. Did you mean site?",
+        ),
         (["data.mix={one.csv:1}"], "data.mix: has no share for a training file, got 'two.csv'. Add it."),
         (
             ["data.mix={one.csv:1,two.csv:1,nowhere.csv:1}"],

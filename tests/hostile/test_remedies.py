@@ -212,9 +212,9 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
     "a bracket": ((*TEXT, "model.freeze=[a"), "Close every bracket", ["model.freeze=[head.*]"]),
     "spaces": ((*TEXT, "train.batch_size"), "Write overrides as key=value, without spaces", ["train.batch_size=8"]),
     "data.mix": (
-        (*TEXT, *HANZI[:2], "data.mix={hanzi.csv: 1}", "loader.sampler=balanced"),
-        "Set loader.sampler=shuffled",
-        ["loader.sampler=shuffled"],
+        (*IMAGE, "data.mix={hanzi.csv: 1}"),
+        "data.mix: needs a source .* or set data.mix=null",
+        ["data.mix=null"],
     ),
     "data.split.stratify": (
         (*TEXT, *HANZI[:2], "data.split.stratify=label", "data.split.group=text"),
@@ -241,10 +241,10 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
         "Set model.tie_embeddings=false, or",
         ["model.tie_embeddings=false"],
     ),
-    "loader.sampler_column of folds": (
-        (*TEXT, "loader.sampler=balanced", "loader.sampler_column=label", "data.folds=2", "data.fold=0"),
-        "Set data.folds=null, or leave out loader.sampler, loader.sampler_column",
-        ["-data.folds=null", "-data.fold=null"],
+    "loader.sampler_column of corrections": (
+        (*TEXT, "loader.sampler=balanced", "loader.sampler_column=label", "data.corrections=hanzi.csv"),
+        "Set data.corrections=null, or leave out loader.sampler, loader.sampler_column",
+        ["-data.corrections=null"],
     ),
     "two passes without dropout": (
         (*TEXT, "perturb=r_drop", "model.dropout=0"),

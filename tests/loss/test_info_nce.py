@@ -22,16 +22,21 @@ def cosine(x: list[float], y: list[float]) -> float:
 
 def evaluate_definition(output: torch.Tensor, num_views: int, temperature: float, symmetric: bool) -> float:
     """Sum the definition over the samples."""
+    return math.fsum(terms(output, num_views, temperature, symmetric))
+
+
+def terms(output: torch.Tensor, num_views: int, temperature: float, symmetric: bool) -> list[float]:
+    """Return the term of the definition of each sample."""
     rows = output.tolist()
     samples = [rows[start : start + num_views] for start in range(0, len(rows), num_views)]
     candidates = [view for sample in samples for view in sample[1:]]
-    total = 0.0
+    found = []
     for anchor, positive, *_ in samples:
         chosen = math.exp(cosine(anchor, positive) / temperature)
         forwards = -math.log(chosen / math.fsum(math.exp(cosine(anchor, other) / temperature) for other in candidates))
         others = [math.exp(cosine(positive, sample[0]) / temperature) for sample in samples]
-        total += (forwards - math.log(chosen / math.fsum(others))) / 2 if symmetric else forwards
-    return total
+        found.append((forwards - math.log(chosen / math.fsum(others))) / 2 if symmetric else forwards)
+    return found
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -42,6 +47,25 @@ def test_value_matches_the_definition(symmetric):
         expected = evaluate_definition(output, num_views, temperature, symmetric)
         assert (value.shape, value.dtype) == ((), torch.float64)
         assert math.isclose(value.item(), expected, rel_tol=1e-12, abs_tol=1e-13)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_other_draws_of_a_sample_are_no_negatives(symmetric):
+    # Samples 0, 1, 0, 2: each draw of 0 is scored as if the other were not in the batch, and 1 and 2 see both draws.
+    output, _ = views(4, 3)
+    target = torch.tensor([0, 1, 0, 2])[:, None].expand(4, 3)
+    value = InfoNce(0.5, symmetric)(output.requires_grad_(), target)
+    (gradient,) = torch.autograd.grad(value, output)
+    rows = output.detach().view(4, 3, 5)
+    seen = {0: [0, 1, 3], 1: [1, 0, 2, 3], 2: [2, 1, 3], 3: [3, 0, 1, 2]}
+    expected = 0.0
+    for sample, others in seen.items():
+        # The first sample's own term of the definition over the samples that it sees.
+        whole = rows[others].flatten(0, 1)
+        expected += terms(whole, 3, 0.5, symmetric)[0]
+        assert others[0] == sample
+    assert math.isclose(value.item(), expected, rel_tol=1e-12)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from trainer.builders.instantiate import locate
 from trainer.config.compatibility import SAMPLER_KEYS
 from trainer.config.jobs import TrainJob
+from trainer.data.data_files import FileSource
 from trainer.data.encode import Encoded
 from trainer.data.order import GroupSampler
+from trainer.data.splits import file_part
 from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
 from trainer.layout import Document, expand_home
 from trainer.mapped_files import as_array
@@ -30,26 +33,70 @@ def build_sampler(job: TrainJob, task: Task, encoded: Encoded) -> GroupSampler |
         ConfigError: The data does not have the column, or the task has no classes.
         DataError: A value of the column, or a training file, has no usable weight.
     """
-    loader = job.loader
-    if mix := job.data.get("mix"):
-        codes, names = _group_by_file(encoded, mix)
-        return GroupSampler(codes, np.array([mix[name] for name in names], np.float64), job.seed, "file", names)
-    if loader.sampler == "shuffled":
-        return None
+    loader, mix = job.loader, job.data.get("mix")
+    rule = _SamplerRule(np.zeros(len(encoded.splits["train"]), np.int64), np.ones(1), False, "", [""])
     if isinstance(loader.weights, str):
         weights = _read_weights(encoded, loader.weights)
-        return GroupSampler(np.arange(len(weights)), weights, job.seed, loader.weights)
-    if loader.sampler_column is None:
-        codes, names = _group_by_class(task, encoded)
-    else:
-        codes, names = _group_by_column(encoded, loader.sampler_column)
-    rows = np.bincount(codes, minlength=len(names))
-    weights = np.sign(rows).astype(np.float64)
-    if loader.sampler == "weighted":
-        weights = rows * _weights_of(names, loader.weights or {})
-        if not weights.any():
-            raise DataError(format_error("loader.weights", "all weights are 0", "Raise one", value=loader.weights))
-    return GroupSampler(codes, weights, job.seed, loader.sampler_column or _CLASS, names)
+        rule = _SamplerRule(np.arange(len(weights)), weights, False, loader.weights, [])
+    elif loader.sampler != "shuffled":
+        if loader.sampler_column is None:
+            codes, names = _group_by_class(task, encoded)
+        else:
+            codes, names = _group_by_column(encoded, loader.sampler_column)
+        is_weighted = loader.sampler == "weighted"
+        weights = _weights_of(names, loader.weights or {}) if is_weighted else np.ones(len(names))
+        rule = _SamplerRule(codes, weights, is_weighted, loader.sampler_column or _CLASS, names)
+    elif not mix:
+        return None
+    return _mix(job, encoded, rule, mix) if mix else _sample(job, rule)
+
+
+class _SamplerRule(NamedTuple):
+    """The groups of `loader.sampler`.
+
+    Attributes:
+        codes: The group of each training sample, int64 (N,).
+        weights: The weight of each group (G,), or of each of its samples.
+        per_row: The weights are those of samples.
+        by: What the groups are the values of.
+        names: The names of the groups; empty if each sample is a group.
+    """
+
+    codes: np.ndarray
+    weights: np.ndarray
+    per_row: bool
+    by: str
+    names: Sequence[str]
+
+
+def _sample(job: TrainJob, rule: _SamplerRule) -> GroupSampler:
+    rows = np.bincount(rule.codes, minlength=len(rule.weights))
+    weights = (rows if rule.per_row else np.sign(rows)) * rule.weights
+    if not weights.any():
+        value = job.loader.weights
+        raise DataError(format_error("loader.weights", "all weights are 0", "Raise one", value=value))
+    return GroupSampler(rule.codes, weights, job.seed, rule.by, rule.names)
+
+
+def _mix(job: TrainJob, encoded: Encoded, rule: _SamplerRule, mix: Mapping[str, float]) -> GroupSampler:
+    """Return the draws of files that have shares; `rule` divides the share of a file among its samples.
+
+    Raises:
+        DataError: A file has no share or two, or all its samples have the weight 0.
+    """
+    file_codes, files = _group_by_file(job, encoded, mix)
+    pairs, codes = np.unique(file_codes * len(rule.weights) + rule.codes, return_inverse=True)
+    file_of, group_of = np.divmod(pairs, len(rule.weights))
+    weights = rule.weights[group_of] * (np.bincount(codes) if rule.per_row else 1)
+    totals = np.bincount(file_of, weights, minlength=len(files))
+    if empty := [file for file, total in zip(files, totals.tolist(), strict=True) if not total]:
+        problem, remedy = "all weights of a file of data.mix are 0", "Raise one, or leave the file out of data.mix"
+        raise DataError(*(format_error("loader.weights", problem, remedy, value=file) for file in empty))
+    shares = np.array([mix[file] for file in files], np.float64)
+    pairs_of_names = zip(file_of.tolist(), group_of.tolist(), strict=True) if rule.names else ()
+    names = [", ".join(filter(None, (files[file], rule.names[group]))) for file, group in pairs_of_names]
+    by = f"file and {rule.by}" if rule.by else "file"
+    return GroupSampler(codes, shares[file_of] * (weights / totals[file_of]), job.seed, by, names)
 
 
 def measure_draws(sampler: GroupSampler | None) -> Document | None:
@@ -126,11 +173,15 @@ def _weights_of(names: Sequence[str], given: Mapping[Any, float]) -> np.ndarray:
     return np.array([weights.get(name, 1.0) for name in names], dtype=np.float64)
 
 
-def _group_by_file(encoded: Encoded, mix: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
+def _group_by_file(job: TrainJob, encoded: Encoded, mix: Mapping[str, float]) -> tuple[np.ndarray, list[str]]:
     """Return for each training sample the number of the entry of `data.mix` that names its file, and the entries."""
-    source, column = encoded.source, encoded.splits["train"].data.column("row")
+    source, rows = encoded.source, as_array(encoded.splits["train"].data.column("row").combine_chunks())
     assert isinstance(source, LocatesRows), "the config has been checked"
-    files = [source.locate_row("train", row)[0] or "" for row in column.to_pylist()]
+    part = locate("data", job.data)
+    # Our sources write the file into the row's number, so only one row of each file is looked up.
+    places = file_part(rows) if isinstance(part, type) and issubclass(part, FileSource) else rows
+    _, first, place_codes = np.unique(places, return_index=True, return_inverse=True)
+    files = [source.locate_row("train", row)[0] or "" for row in rows[first].tolist()]
     names = list(mix)
     named = {name: _matching(name) for name in names}
     codes: dict[str, int] = {}
@@ -151,7 +202,7 @@ def _group_by_file(encoded: Encoded, mix: Mapping[str, float]) -> tuple[np.ndarr
             )
     if problems:
         raise DataError(*problems)
-    return np.array([codes[file] for file in files], dtype=np.int64), names
+    return np.array([codes[file] for file in files], dtype=np.int64)[place_codes], names
 
 
 def _matching(pattern: str) -> set[Path]:
@@ -167,14 +218,15 @@ def _read_cells(encoded: Encoded, key: str, column: str) -> list[object]:
         ConfigError: The data has no such column.
     """
     source = encoded.source
-    if not isinstance(source, HasColumns):
+    known = source.column_names("train") if isinstance(source, HasColumns) else []
+    if not known:
         problem = f"the rows of {type(source).__name__} have no columns"
         raise ConfigError(format_error(key, problem, f"Leave out {SAMPLER_KEYS}", value=column))
-    known = source.column_names("train")
     if column not in known:
         raise ConfigError(format_error(key, "no such column", did_you_mean(column, known), value=column))
     rows = encoded.splits["train"].data.column("row").to_pylist()
     wanted = set(rows)
+    assert isinstance(source, HasColumns)
     cells = {row: cell for row, (cell,) in source.read_columns("train", [column]) if row in wanted}
     return [cells[row] for row in rows]
 

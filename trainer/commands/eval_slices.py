@@ -72,10 +72,10 @@ def check_columns(source: object, split: str, columns: Sequence[str]) -> None:
     Raises:
         ConfigError: It does not.
     """
-    if not isinstance(source, HasColumns):
+    names = source.column_names(split) if isinstance(source, HasColumns) else []
+    if not names:
         problem = f"the rows of {type(source).__name__} have no columns to divide them by"
         raise ConfigError(format_error("slices", problem, "Leave out slices", value=list(columns)))
-    names = source.column_names(split)
     wrong = [column for column in columns if column not in names]
     raise_if_any(*(format_error("slices", "no such column", did_you_mean(each, names), value=each) for each in wrong))
 

@@ -183,8 +183,6 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     if mix is not None and source.startswith(OWN) and _attribute(config, "data", "row_noun") is None:
         problem = "needs a source whose training files you name"
         yield format_error("data.mix", problem, "Use data=files, data=lines or data=conll, or set data.mix=null")
-    if mix is not None and sampler in ("balanced", "weighted"):
-        yield format_error("data.mix", f"does not work with loader.sampler={sampler}", "Set loader.sampler=shuffled")
     if weights is not None and sampler in ("shuffled", "balanced"):
         yield format_error("loader.weights", "has no effect here", "Set loader.sampler=weighted", value=weights)
     if weights is None and sampler == "weighted":
@@ -199,10 +197,10 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     named, key = (
         (weights, "weights") if sampler == "weighted" and isinstance(weights, str) else (column, "sampler_column")
     )
-    for other in ("folds", "corrections") if isinstance(named, str) and sampler in ("balanced", "weighted") else ():
-        if value_at(config, f"data.{other}") is not None:
-            remedy = f"Set data.{other}=null, or leave out {SAMPLER_KEYS}"
-            yield format_error(f"loader.{key}", f"does not support data.{other}", remedy, value=named)
+    reads = isinstance(named, str) and sampler in ("balanced", "weighted")
+    if reads and value_at(config, "data.corrections") is not None:
+        remedy = f"Set data.corrections=null, or leave out {SAMPLER_KEYS}"
+        yield format_error(f"loader.{key}", "does not support data.corrections", remedy, value=named)
     by_class = sampler == "balanced" or (sampler == "weighted" and isinstance(weights, Mapping))
     target = str(value_at(config, "task._target_"))
     has_class = _attribute(config, "task", "target") == "class" and _attribute(config, "task", "level") != "token"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.cells import GROUP, split_key
 from trainer.data.splits import normalize_whitespace
 from trainer.errors import DataError, format_error
-from trainer.protocols import LocatesRows, Source
+from trainer.protocols import HasColumns, LocatesRows, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,6 +151,21 @@ class Folds:
             return None, None
         return self._source.locate_row(*self._origin(split, row))
 
+    def column_names(self, split: str) -> list[str]:
+        """Return the columns that all rows of a split have; none if the source has no columns."""
+        if not isinstance(self._source, HasColumns):
+            return []
+        first, *others = (self._source.column_names(origin) for origin in _origins(split))
+        return [name for name in first if all(name in names for names in others)]
+
+    def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+        """Yield the column `row` and the cells of some columns, for all rows that a split may contain."""
+        assert isinstance(self._source, HasColumns), "there are no names"
+        for origin in _origins(split):
+            flag = _FROM_VALIDATION if origin == "validation" else 0
+            for row, cells in self._source.read_columns(origin, names):
+                yield row | flag, cells
+
     def describe_role(self, role: str) -> str:
         """Return the user's name for the column of a role."""
         return self._source.describe_role(role)
@@ -160,3 +175,8 @@ class Folds:
         if split == "test":
             return split, row
         return ("validation", row & ~_FROM_VALIDATION) if row & _FROM_VALIDATION else ("train", row)
+
+
+def _origins(split: str) -> tuple[str, ...]:
+    """Return the splits of the source that the rows of a split come from."""
+    return (split,) if split == "test" else ("train", "validation")

@@ -28,6 +28,7 @@ from trainer.shapes import to_json
 from trainer.validation_sets import file_stem
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
     from datasets import Dataset
 
@@ -108,6 +109,11 @@ def row_id(file: int, record: int) -> int:
 def split_row_id(row: int) -> tuple[int, int]:
     """Return (file, record), the inverse of `row_id`."""
     return row >> _RECORD_BITS, row & (1 << _RECORD_BITS) - 1
+
+
+def file_part(rows: np.ndarray) -> np.ndarray:
+    """Return the part of columns `row` (N,) that rows of one file share and rows of different files do not."""
+    return rows >> _RECORD_BITS
 
 
 def normalize_whitespace(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,8 @@ class InfoNce(nn.Module):
         -log(exp(cos(a_i, p_i) / t) / sum_c exp(cos(a_i, c) / t))
 
     `symmetric` takes the mean of this loss and of the reverse one: finding the anchor of each positive among the B
-    anchors. The cosine with a zero vector is 0.
+    anchors. The cosine with a zero vector is 0. A sampler may draw a sample twice for a batch: the candidates of its
+    other draws are no negatives and are left out.
 
     This loss is a statistic of the batch: its other samples are the negatives. `num_targets`, the divisor of a step,
     counts samples.
@@ -56,7 +58,7 @@ class InfoNce(nn.Module):
 
         Args:
             output: Vectors (B * K, D), with the K views of a sample next to each other.
-            target: Any integers (B, K); only the shape is used.
+            target: The number of each sample (B, K).
 
         Raises:
             ValueError: The output does not have one vector for each view.
@@ -71,6 +73,9 @@ class InfoNce(nn.Module):
         candidates = vectors[:, 1:].transpose(0, 1).flatten(0, 1)
         scores = anchors @ candidates.T / self.temperature
         correct = torch.arange(samples, device=output.device)
+        numbers = target[:, 0]
+        repeated = (numbers[:, None] == numbers).fill_diagonal_(False)
+        scores = scores.masked_fill(repeated.repeat(1, views - 1), -math.inf)
         loss = F.cross_entropy(scores, correct, reduction="sum")
         if self.symmetric:
             loss = (loss + F.cross_entropy(scores[:, :samples].T, correct, reduction="sum")) / 2
