@@ -171,6 +171,7 @@ def test_other_sources_of_files_have_named_sets(source: str, tmp_path: Path) -> 
     ("validation", "keys", "message"),
     [
         ("{train: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
+        ("{Dev: a.csv, dev: a.csv}", [], "data.validation: differs from 'Dev' in case only, so some disks would keep"),
         ("{a b: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{../x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{1x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),

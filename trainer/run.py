@@ -85,7 +85,7 @@ class Validation:
 
     def score(self, values: Mapping[str, float], weights: str) -> Score:
         """Return the score of weights with these values on the monitored split."""
-        return Score(self.monitor, values[self.monitor], self.higher_is_better, weights, values.get("loss"), self.split)
+        return Score.of(values, self.monitor, self.higher_is_better, weights, self.split)
 
 
 @dataclass(frozen=True)

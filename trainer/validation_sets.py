@@ -66,7 +66,11 @@ def name_problems(validation: object) -> Iterator[str]:
     """Yield a message for each name of a validation set that cannot be one."""
     if isinstance(validation, Mapping) and not validation:
         yield format_error(f"data.{VALIDATION}", "names no set", "Set a file, or null", value={})
-    for name in named_sets(validation):
+    names = named_sets(validation)
+    for number, name in enumerate(names):
+        if alike := [other for other in names[:number] if other.casefold() == name.casefold()]:
+            problem = f"differs from {alike[0]!r} in case only, so some disks would keep one file for both"
+            yield format_error(f"data.{VALIDATION}", problem, "Rename one of them", value=name)
         valid = name.isascii() and name[:1].isalpha() and name.replace("-", "_").isidentifier()
         if not valid or name in _RESERVED:
             problem = "the name of a validation set is letters, digits, _ and -, from a letter, and no other split"

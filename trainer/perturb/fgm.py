@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from annotated_types import MinLen
 from torch import Tensor
 
-from trainer.constraints import NonEmptyStr, NonNegativeInt, Positive, validated
-from trainer.perturb.moved_weights import unit
+from trainer.constraints import Positive
+from trainer.perturb.moved_weights import Move, unit
 
 
-class Fgm:
+@dataclass(kw_only=True)
+class Fgm(Move):
     """Move each embedding matrix by `epsilon` along its gradient: E + epsilon * g / |g|, with the 2-norm.
 
     g is the gradient of the mean loss of the whole step, so neither micro-batches nor devices change it. Rows of tokens
@@ -22,27 +23,11 @@ class Fgm:
 
     Args:
         epsilon: The 2-norm of the move, greater than 0.
-        weight: Weight of the loss at the moved embeddings; the weight of the loss itself is 1.
-        start_steps: Optimizer steps before the first move.
-        targets: Patterns for names of the weights to move; None moves the embeddings of tokens.
     """
 
     perturbs: ClassVar[str] = "embeddings"
     moves: ClassVar[int] = 1
-
-    @validated()
-    def __init__(
-        self,
-        *,
-        epsilon: Positive,
-        weight: Positive,
-        start_steps: NonNegativeInt,
-        targets: Annotated[list[NonEmptyStr], MinLen(1)] | None,
-    ) -> None:
-        self.epsilon = epsilon
-        self.weight = weight
-        self.start_steps = start_steps
-        self.targets = targets
+    epsilon: Positive
 
     def __call__(self, weight: Tensor, offset: Tensor, gradient: Tensor) -> Tensor:
         """Return the next offset of a weight; all tensors have the weight's shape."""

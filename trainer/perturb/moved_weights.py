@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
+from trainer.constraints import NonEmptyStr, NonNegativeInt, Positive, validated
 from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.model.feature_extractor import FeatureExtractor
 from trainer.model.finetuning import matching_parameters, no_match
 from trainer.protocols import HasInputEmbeddings, PerturbsWeights
+
+
+@dataclass(kw_only=True)
+@validated()
+class Move:
+    """The arguments of every method that moves weights.
+
+    Args:
+        weight: Weight of the loss at the moved weights; the weight of the loss itself is 1.
+        start_steps: Optimizer steps before the first move.
+        targets: Patterns for names of the weights to move; None moves those that `perturbs` names.
+    """
+
+    weight: Positive
+    start_steps: NonNegativeInt
+    targets: Annotated[list[NonEmptyStr], MinLen(1)] | None
 
 
 class MovedWeights:

@@ -62,7 +62,7 @@ class Course:
 
         if self.monitor not in values or values.get("split", self.split) != self.split:
             return False
-        score = Score(self.monitor, values[self.monitor], self.find_direction(), values["weights"], values.get("loss"))
+        score = Score.of(values, self.monitor, self.find_direction(), values["weights"], self.split)
         if not score.is_better_than(self.best):
             return False
         self.best, self.best_step = score, step
