@@ -230,9 +230,12 @@ HEAVY += "'torch', 'transformers', 'datasets', 'hydra', 'numpy', 'ctypes', 'subp
         (["--help"], "0"),
         (["train", "--help"], "0"),
         (["train", "lss=focal", "optimizer.lrr=1", "+loss.gama=2"], "2 hydra"),
+        (["train", "run.dir=run"], "3 ctypes hydra subprocess"),
     ],
 )
 def test_heavy_modules_are_not_imported(argv: list[str], last: str) -> None:
+    Path("run", "checkpoints").mkdir(parents=True)
+    Path("run", ".lock").touch()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, "-c", HEAVY, *argv], capture_output=True, text=True, env=environment, check=True

@@ -81,8 +81,8 @@ def test_line_is_parsed_for_the_roles(line: str, row_format: RowFormat, values: 
         ("  ", TEXT, "rows.txt, line 1: has no text."),
         ("one", PAIR, "rows.txt, line 1: expected two texts separated by a tab, got 1"),
         ("one\t", PAIR, "rows.txt, line 1: has no text or no second text"),
-        ("[1, ", WORDS, "rows.txt, line 1: expected a list of words in JSON, got 'broken JSON at column"),
-        ("red", FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got 'broken JSON"),
+        ("[1, ", WORDS, "rows.txt, line 1: expected a list of words in JSON (broken JSON at column 5: "),
+        ("red", FEATURES, "rows.txt, line 1: expected an object with size, colour in JSON, got 'red'. Or name"),
         (
             '{"size": 2}',
             FEATURES,

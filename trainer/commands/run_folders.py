@@ -45,17 +45,25 @@ def create_run_folder(run: RunSection) -> Path:
         CheckpointError: `run.dir` already contains a run, or cannot be created.
     """
     if run.dir is not None:
-        folder = _claim_folder("run.dir", Path(run.dir))
-        if (folder / CHECKPOINTS).is_dir():
-            remedy = f"Resume it with {run_argument('resume', folder)}, or name another folder"
-            raise CheckpointError(format_error("run.dir", "already contains a run", remedy, value=run.dir))
-        return folder
+        _create("run.dir", Path(run.dir), exist_ok=True)
+        check_new_folder(run)
+        return Path(run.dir)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S") + (f"_{run.name}" if run.name else "")
     for number in count(1):
         folder = RUNS / (stamp if number == 1 else f"{stamp}_{number}")
         with suppress(FileExistsError):  # taken, perhaps by a process that starts at the same moment
             return _create("run.name", folder, exist_ok=False)
     raise AssertionError("count never ends")
+
+
+def check_new_folder(run: RunSection) -> None:
+    """Raise CheckpointError if a new run cannot use `run.dir`, as far as that shows without creating it."""
+    if run.dir is None:
+        return
+    check_free("run.dir", Path(run.dir))
+    if (Path(run.dir) / CHECKPOINTS).is_dir():
+        remedy = f"Resume it with {run_argument('resume', Path(run.dir))}, or name another folder"
+        raise CheckpointError(format_error("run.dir", "already contains a run", remedy, value=run.dir))
 
 
 def claim_fixed_folder(run: RunSection) -> Path:

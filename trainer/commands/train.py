@@ -17,6 +17,7 @@ from trainer.atomic_io import set_aside, write_text
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
 from trainer.commands.resume_advice import advise_resume, resume_instruction_added
 from trainer.commands.run_folders import (
+    check_new_folder,
     claim_fixed_folder,
     create_run_folder,
     discard_unless_started,
@@ -122,6 +123,8 @@ def run(job: TrainJob, config: Document) -> Document | None:
 
 def train_to_end(job: TrainJob, config: Document) -> Path | None:
     """Train as `run` does; return the run folder, or None if other processes have trained and ended without a note."""
+    if job.resume is None and not is_rank():  # another process of the same run may have made the folder
+        check_new_folder(job.run)  # before PyTorch is loaded
     devices = num_processes(job.devices, job.device)
     config = config | {"devices": devices, "shard": job.shard if devices > 1 else False}
     if devices > 1 and not is_rank():

@@ -214,10 +214,10 @@ def _parse_line(line: str, location: str, table: Table) -> Sequence[object] | Da
     if len(table.columns) == 1 and roles[0] in ("text", "image"):
         return [line]
     try:
-        value = json.loads(line)
+        return _cells_of(json.loads(line), location, table)
     except JSON_ERRORS as error:
-        value = describe_json_error(error)
-    return _cells_of(value, location, table)
+        reason = f" ({describe_json_error(error)})" if line.lstrip()[:1] in ("{", "[") else ""
+        return _not_an_object(line, location, table, reason)
 
 
 def _cells_of(value: object, location: str, table: Table) -> Sequence[object] | DataError:
@@ -228,9 +228,13 @@ def _cells_of(value: object, location: str, table: Table) -> Sequence[object] | 
     if isinstance(value, dict):
         problem_with_columns = missing_columns_error(location, value, table.columns, _column_remedy(table))
         return problem_with_columns or [value[name] for name in table.columns]
-    expected = "a list of words" if roles == ("words",) else f"an object with {', '.join(table.columns)}"
+    return _not_an_object(value, location, table)
+
+
+def _not_an_object(value: object, location: str, table: Table, reason: str = "") -> DataError:
+    expected = "a list of words" if tuple(table.names) == ("words",) else f"an object with {', '.join(table.columns)}"
     remedy = "Or name a file, such as a CSV"
-    return DataError(format_error(location, f"expected {expected} in JSON", remedy, value=value))
+    return DataError(format_error(location, f"expected {expected} in JSON{reason}", remedy, value=value))
 
 
 def _column_remedy(table: Table) -> str:
