@@ -112,6 +112,7 @@ def test_help_follows_an_experiment_and_ignores_errors() -> None:
         ("epochs=3", "Put the verb first, for example: trainer train train.duration=3ep"),
         ("fit", "Did you mean train?"),
         ("test", "Did you mean eval split=test?"),
+        ("-v", "Did you mean --version?"),
     ],
 )
 def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:

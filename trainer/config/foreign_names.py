@@ -557,7 +557,7 @@ FOREIGN_VERBS: Mapping[str, str] = {
     **dict.fromkeys(("summary", "dry-run"), "plan"),
     **dict.fromkeys(("visualize", "plot"), "report"),
     "compare": "diff",
-    **{"help": "--help", "version": "--version"},
+    **{"help": "--help", **dict.fromkeys(("version", "-v", "-V"), "--version")},
 }
 """The verbs of other trainers, and the verb here."""
 
