@@ -32,7 +32,7 @@ test: $(STAMP) ## run the tests except the slow ones; ARGS go to pytest
 	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## run the slow tests too
-	$(PYTEST) -m "not gpu and not trackers" --hypothesis-profile thorough $(ARGS)
+	$(PYTEST) -m "not gpu and not trackers and not interop" --hypothesis-profile thorough $(ARGS)
 
 test-lowest: ## run the tests with the lowest versions that pyproject.toml allows, in an environment of their own
 	$(PYTHON) -m venv .venv-lowest

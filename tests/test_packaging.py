@@ -219,7 +219,7 @@ assert "torch" not in sys.modules
 
 
 def test_each_missing_extra_is_named_in_one_line_before_torch(wheel: Path, tmp_path: Path) -> None:
-    assert {*read_metadata(wheel).get_all("Provides-Extra", [])} == EXTRAS.keys() | {"dev", "docs"}
+    assert {*read_metadata(wheel).get_all("Provides-Extra", [])} == EXTRAS.keys() | {"dev", "docs", "interop"}
     command = [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(EXTRAS)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

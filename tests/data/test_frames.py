@@ -23,10 +23,18 @@ def _labeled() -> datasets.Dataset:
 
 
 class Exported:
-    """A data frame of another library, which offers its columns through Arrow's interface as polars does."""
+    """A data frame of another library, which offers its columns through Arrow's interface in the types of polars."""
+
+    def __init__(self, *, is_category: bool = False) -> None:
+        table = pyarrow.Table.from_pylist(ROWS).cast(pyarrow.schema(dict.fromkeys(ROWS[0], pyarrow.string_view())))
+        if is_category:
+            categories = pyarrow.array(["y", "x"], pyarrow.string_view())
+            codes = pyarrow.array([1, 0, 1], pyarrow.uint32())
+            table = table.set_column(1, "label", pyarrow.DictionaryArray.from_arrays(codes, categories))
+        self.table = table
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        return pyarrow.Table.from_pylist(ROWS).__arrow_c_stream__(requested_schema)
+        return self.table.__arrow_c_stream__(requested_schema)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,7 @@ class Exported:
         datasets.Dataset.from_list(ROWS),
         _labeled().select([1, 2, 0]),
         Exported(),
+        Exported(is_category=True),
     ],
 )
 def test_every_kind_of_table_has_the_same_rows(data: Any) -> None:
@@ -61,7 +70,14 @@ def test_missing_values_are_null() -> None:
     [
         (5, "data: must be a data frame"),
         ("my.csv", "data: must be a data frame"),
-        (datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "data: must be a data frame"),
+        (
+            datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+            "data: is not one table, got 'IterableDataset'. Pass a",
+        ),
+        (
+            datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+            "data: is not one table, got 'DatasetDict'. Pass its",
+        ),
         ([], "data: has no rows. Pass at least one row."),
         (FRAME[:0], "data: has no rows. Pass at least one row."),
         (pd.DataFrame({0: ["a"]}), "data: the name of a column must be a text, got 0. Rename the columns of data."),
@@ -86,3 +102,14 @@ def test_the_file_depends_only_on_the_rows(tmp_path: Path) -> None:
     first, same, other = (file.read_bytes() for file in files)
     assert first == same != other
     assert parquet.read_table(files[0]).to_pylist() == ROWS
+
+
+def test_classes_in_lists_become_their_names() -> None:
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-x"]))
+    features = datasets.Features({"words": datasets.List(datasets.Value("string")), "tags": tags})
+    rows = {"words": [["a", "b"], ["c"], None], "tags": [[0, 1], [-1], None]}
+    assert to_rows("data", datasets.Dataset.from_dict(rows, features=features)) == [
+        {"words": ["a", "b"], "tags": ["O", "B-x"]},
+        {"words": ["c"], "tags": [None]},
+        {"words": None, "tags": None},
+    ]

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.atomic_io import create_folder, replaced_file
+from trainer.data.hub import class_label, class_names
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
     import pyarrow
 
 _KINDS = "a data frame of pandas or polars, a data set of datasets, an Arrow table, a list of dicts or a dict of lists"
+
+_REMEDIES = {
+    ("polars", "LazyFrame"): "Pass the result of collect()",
+    ("polars", "Series"): "Pass a data frame, such as the result of to_frame()",
+    ("datasets", "DatasetDict"): "Pass its splits one by one, such as data=splits['train'] and test=splits['test']",
+    ("datasets", "IterableDataset"): "Pass a data set that is not streamed",
+}
+"""What to do with objects that are almost tables, by their package and type."""
 
 
 def to_table(key: str, data: object) -> pyarrow.Table:
@@ -30,6 +39,9 @@ def to_table(key: str, data: object) -> pyarrow.Table:
     """
     import pyarrow
 
+    kind = type(data).__name__
+    if remedy := _REMEDIES.get((type(data).__module__.partition(".")[0], kind)):
+        raise DataError(format_error(key, "is not one table", remedy, value=kind))
     names = _column_names(data)
     if invalid := [name for name in names if not isinstance(name, str) or not name]:
         raise DataError(format_error(key, "the name of a column must be a text", _rename(key), value=invalid[0]))
@@ -37,15 +49,16 @@ def to_table(key: str, data: object) -> pyarrow.Table:
         raise DataError(format_error(key, f"has several columns {repeated[0]!r}", _rename(key)))
     try:
         table = _read(data)
+        if table is not None:
+            for position, field in enumerate(table.schema):
+                table = table.set_column(position, field.name, _plain(table.column(position)))
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
         problem = f"a column cannot be read ({' '.join(str(error).split())})"
         raise DataError(format_error(key, problem, "Give all values of a column the same type")) from error
     if table is None:
-        raise DataError(format_error(key, f"must be {_KINDS}", value=type(data).__name__))
+        raise DataError(format_error(key, f"must be {_KINDS}", value=kind))
     if not table.num_columns or not table.num_rows:
         raise DataError(format_error(key, "has no rows", "Pass at least one row"))
-    for position, field in enumerate(table.schema):
-        table = table.set_column(position, field.name, _plain(table.column(position)))
     return table.replace_schema_metadata(None)
 
 
@@ -104,6 +117,8 @@ def _read(data: Any) -> pyarrow.Table | None:
         return pyarrow.Table.from_pandas(data, preserve_index=False)
     if module == "datasets":
         return _read_dataset(data)
+    if module == "polars" and (objects := [name for name, dtype in data.schema.items() if str(dtype) == "Object"]):
+        raise ValueError(f"{objects[0]!r} contains Python objects")  # of which Arrow would get the addresses
     if hasattr(data, "__arrow_c_stream__"):  # polars and others
         return pyarrow.table(data)
     return None
@@ -118,16 +133,15 @@ def _list(values: object) -> object:
 def _read_dataset(data: Any) -> pyarrow.Table | None:
     """Return the rows of a data set in its own order, with the names of its classes in the place of their numbers."""
     import pyarrow
-    from datasets import ClassLabel, Dataset
+    from datasets import Dataset
 
     if not isinstance(data, Dataset):  # a stream has no end that is known
         return None
     table = data.with_format("arrow")[:]
     for position, (name, feature) in enumerate(data.features.items()):
-        if isinstance(feature, ClassLabel):
-            numbers = table.column(name).to_pylist()
-            names = [None if number is None or number < 0 else feature.int2str(number) for number in numbers]
-            table = table.set_column(position, name, pyarrow.array(names, pyarrow.string()))
+        if class_label(feature) is not None:
+            texts = [class_names(feature, value) for value in table.column(name).to_pylist()]
+            table = table.set_column(position, name, pyarrow.array(texts))
     return table
 
 
@@ -140,7 +154,10 @@ def _plain(column: pyarrow.ChunkedArray) -> pyarrow.Array:
     if isinstance(array, pyarrow.ChunkedArray):
         array = pyarrow.concat_arrays(array.chunks)
     if pyarrow.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+        values = array.dictionary
+        if pyarrow.types.is_string_view(values.type):  # the categories of polars, which Arrow cannot decode
+            values = values.cast(pyarrow.large_string())
+        array = pyarrow.DictionaryArray.from_arrays(array.indices, values).dictionary_decode()
     if pyarrow.types.is_floating(array.type):
         missing = pyarrow.scalar(None, array.type)
         array = compute.if_else(compute.is_nan(array), missing, array)

@@ -263,21 +263,21 @@ class Hub:
         for name, feature in dict(rows.features).items():
             if isinstance(feature, Image):
                 rows = rows.cast_column(name, Image(decode=False))
-        class_names = {
-            name: partial(_class_names, feature) for name, feature in rows.features.items() if _class_label(feature)
+        names_of = {
+            name: partial(class_names, feature) for name, feature in rows.features.items() if class_label(feature)
         }
         number = 0
         for batch in rows.iter(1000):
             for values in zip(*(batch[column] for column in table.columns), strict=True):
                 number += 1
                 cells = [
-                    class_names[column](value) if column in class_names else value
+                    names_of[column](value) if column in names_of else value
                     for column, value in zip(table.columns, values, strict=True)
                 ]
                 yield row_id(0, number), self.describe_row(split, number), cells
 
 
-def _class_label(feature: object) -> Any:
+def class_label(feature: object) -> Any:
     """Return the ClassLabel of a column of classes or of lists of classes; None for any other column."""
     from datasets import ClassLabel
 
@@ -285,8 +285,8 @@ def _class_label(feature: object) -> Any:
     return inner if isinstance(inner, ClassLabel) else None
 
 
-def _class_names(feature: object, value: Any) -> Any:
+def class_names(feature: object, value: Any) -> Any:
     """Return the name of a class, or the names of several; None for an unknown class."""
     if isinstance(value, list):
-        return [_class_names(feature, item) for item in value]
-    return None if value is None or value < 0 else _class_label(feature).int2str(value)
+        return [class_names(feature, item) for item in value]
+    return None if value is None or value < 0 else class_label(feature).int2str(value)
