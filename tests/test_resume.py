@@ -261,6 +261,7 @@ ALL_PARTS = {
             "pair_classification",
             "regression",
             "token_classification",
+            "span_classification",
             "masked_lm",
             "causal_lm",
         )

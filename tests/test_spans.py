@@ -1,10 +1,19 @@
 import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.jobs import train, working_in, write_roles
+from trainer.cli import main
 from trainer.spans import count_spans, list_spans, list_targets, pack_spans, possible_spans, span_cells
 
 CLASSES = 3
@@ -63,3 +72,50 @@ def test_counts_are_those_of_sets(made: list[tuple[list[bool], set[Span]]], seed
         for index in range(CLASSES):
             sets = [{span for span in each if span[2] == index} for each in (actual & found, found, actual)]
             assert counts[:, row, index].tolist() == [len(each) for each in sets]
+
+
+SMALL = [
+    "task=span_classification",
+    "loss.head_size=8",
+    "train.duration=60",
+    "train.eval_every=30",
+    "optimizer.lr=0.01",
+]
+"""A job on the texts of `write_roles`, whose spans are tools and pairs of tools that follow each other."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with texts and the run `run` on them."""
+    root = tmp_path_factory.mktemp("spans")
+    with working_in(root):
+        assert train(root / "run", *write_roles(root), *SMALL, "train.duration=120", "train.eval_every=60") == 0
+        yield root
+
+
+def answers_of(*options: str) -> list[dict[str, Any]]:
+    assert main(["predict", *options, "input=odd.jsonl", "output=answers.jsonl", "device=cpu"]) == 0
+    return [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_finds_spans_in_each_other(folder: Path) -> None:
+    scores = json.loads((folder / "run/eval/test.json").read_text(encoding="utf-8"))
+    assert scores["entity_f1"] > 0.9
+    assert scores["intervals"]["entity_f1"][0] < scores["entity_f1"]
+
+
+@pytest.mark.slow
+def test_answers_are_the_same_from_the_model_the_graph_and_the_script(folder: Path) -> None:
+    texts = ["axe 7 saw", "  saw  ", "pear " * 40 + "saw", "\u0001 axe 🪓 drill", "Ω", "saw\nsaw"]
+    (folder / "odd.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    assert main(["export", "run=run", "export.formats=[onnx,onnx_int8,torchscript,pt2,safetensors]"]) == 0
+    expected = answers_of("run=run")
+    assert [answer["text"] for answer in expected] == texts
+    tools = [entity for entity in expected[0]["entities"] if entity["type"] == "tool"]
+    assert [(entity["start"], entity["end"], entity["text"]) for entity in tools] == [(0, 3, "axe"), (6, 9, "saw")]
+    for text, answer in zip(texts, expected, strict=True):
+        assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
+    assert answers_of("run=run", "backend=onnx") == answers_of("run=run/export") == expected
+    script = [sys.executable, "-I", str(folder / "run/export/predict.py"), str(folder / "odd.jsonl")]
+    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == expected

@@ -60,8 +60,12 @@ class GlobalPointer(nn.Module):
     def scores(self, output: Tensor) -> Tensor:
         """Return the scores of all spans (B, C, T, T) of features (B, T, 2 * head_size), at least float32.
 
-        Scores of spans whose last token is before the first one mean nothing.
+        They are 0 where the last token is before the first one: no target limits these scores, and an artifact, whose
+        outputs are compared with the model's, must not be judged by them.
         """
+        return self._all_scores(output).triu()
+
+    def _all_scores(self, output: Tensor) -> Tensor:
         features = promote_to_float32(output)
         query, key = (rotate(part) for part in features.chunk(2, dim=-1))
         weight, bias = self.boundaries.weight.to(features.dtype), self.boundaries.bias.to(features.dtype)
@@ -83,7 +87,7 @@ class GlobalPointer(nn.Module):
         if output.ndim != 3 or target.ndim != 3 or output.shape != (*target.shape[:2], self.in_features):
             shapes = f"an output {tuple(output.shape)} and targets {tuple(target.shape)}"
             raise ValueError(f"{shapes} do not fit: they must be (B, T, {self.in_features}) and (B, T, M)")
-        return span_terms(self.scores(output), target)
+        return span_terms(self._all_scores(output), target)
 
     def num_targets(self, target: Tensor) -> Tensor:
         """Count the terms, a sample and a class each: int64, shape ()."""
