@@ -119,6 +119,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
     "passengers.csv": (table("Id Survived Class Name Sex Fare Same Copy", passengers()), "tabular_classification", {"label": "Survived", "columns": {"features": ["Class", "Sex", "Fare"]}}),
     "numbers.csv": (table("a day city y", [[n % 13, f"2020-01-{n % 28 + 1:02}", "xyz"[n % 3], n * 0.5 + n % 7] for n in range(120)]), "tabular_regression", {"columns": {"value": "y", "features": ["a", "city"]}}),
     "leak.csv": (table("a b answer label", [[n % 13, n % 7, ["no", "yes"][n % 2], "01"[n % 2]] for n in range(120)]), "tabular_classification", {"columns": {"features": ["a", "b"]}}),
+    "spans.jsonl": (json_lines(*({"text": text, "entities": [{"start_idx": 0, "end_idx": len(text.split()[0]), "type": label}]} for text, label in ROWS)), "span_classification", {"text": "text", "columns": {"spans": "entities"}}),
+    "inclusive.jsonl": (json_lines(*({"text": text, "spans": [[0, len(text.split()[0]) - 1, label]]} for text, label in ROWS)), "span_classification", {"columns": {"spans": "spans"}}),
     "lists_of_words.jsonl": (json_lines(*({"tokens": words, "ner": tags} for words, tags in TAGGED)), "token_classification", {"columns": {"words": "tokens", "tags": "ner"}}),
     "words.csv": (table("words tags", [[" ".join(words), " ".join(tags)] for words, tags in TAGGED]), "token_classification", {"list_separator": " "}),
     "a.conll": (text("\n".join("".join(f"{word} {tag}\n" for word, tag in zip(*pair, strict=True)) for pair in TAGGED)), "token_classification", {"train": "a.conll"}),
@@ -167,6 +169,15 @@ def test_kind_of_data_decides_the_proposal(folder: Path, capsys: pytest.CaptureF
         proposed_tasks.add(task)
         for written in folder.glob("conf/experiment/*.yaml"):
             written.unlink()
+
+
+def test_the_end_of_spans_is_seen_in_the_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, span_end in {"spans.jsonl": "exclusive", "inclusive.jsonl": "inclusive"}.items():
+        _, (verb, *overrides) = propose(name, capsys)
+        (written,) = folder.glob("conf/experiment/*.yaml")
+        assert yaml.safe_load(written.read_text(encoding="utf-8"))["task"]["span_end"] == span_end
+        check_command(verb, overrides)
+        written.unlink()
 
 
 @pytest.mark.slow

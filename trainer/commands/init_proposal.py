@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from trainer.data.cells import parse_spans
 from trainer.data.profile import ColumnProfile, TableProfile, feature_warnings, leaking_columns, warnings_of
 from trainer.errors import DataError, format_error
 from trainer.task.class_names import warn_of_equal_names
@@ -166,6 +168,8 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
     if (messages := table.of_kind("messages")) and target is None and text is None:
         return _propose_language_model(table, messages[0])
     texts = _texts(table, text, target)
+    if texts and target is None and (spans := table.of_kind("spans")):
+        return _propose_spans(table, texts[0], spans[0])
     if text is None and target is None and (proposal := _propose_pairs(table, texts)):
         return proposal
     found = _find_target(table, target, [column.name for column in texts])
@@ -304,6 +308,34 @@ def _propose_tags(table: TableProfile, words: ColumnProfile, tags: ColumnProfile
     settings = [*columns, longest, *model_sizes("text_encoder", table.num_rows)]
     summary = f"Tag each word of {words.name} with one of {num_tags} {tags.name}"
     return _proposal(table, summary, "token_classification", settings, {"words": words.name, "tags": tags.name})
+
+
+def _propose_spans(table: TableProfile, text: ColumnProfile, spans: ColumnProfile) -> Proposal:
+    places = [column.name for column in table.columns]
+    rows = [(row[places.index(text.name)], parse_spans(row[places.index(spans.name)])) for row in table.first_rows]
+    end = "inclusive" if _ends_are_inclusive(rows) else "exclusive"
+    comment = "the end of a span is its last character" if end == "inclusive" else "the end is after the last character"
+    settings = [
+        Setting("data.text", text.name),
+        Setting("data.columns.spans", spans.name),
+        Setting("task.span_end", end, comment),
+        *_text_sizes(table, [text]),
+    ]
+    summary = f"Find {len(spans.counts)} kinds of {spans.name} in {text.name}, which may be in each other"
+    return _proposal(table, summary, "span_classification", settings, {"text": text.name, "spans": spans.name})
+
+
+def _ends_are_inclusive(rows: Sequence[tuple[object, Sequence[Mapping[str, Any]] | None]]) -> bool:
+    """Return whether spans have a single character from a place to itself, or mostly end before the end of a word."""
+    cut = whole = 0
+    for text, spans in rows:
+        for start, end in ((span["start"], span["end"]) for span in spans or ()):
+            if start == end:
+                return True
+            if isinstance(text, str) and 0 < end < len(text) and text[end - 1].isascii():
+                is_cut = text[end - 1].isalnum() and text[end].isalnum()
+                cut, whole = cut + is_cut, whole + (not is_cut)
+    return cut > whole
 
 
 def _propose_text(table: TableProfile, text: ColumnProfile, target: ColumnProfile) -> Proposal:

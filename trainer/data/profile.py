@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from unicodedata import east_asian_width
 
-from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_messages, unescape_tab
+from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_messages, parse_spans, unescape_tab
 from trainer.data.labels import find_lists
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
 from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks
@@ -46,7 +46,19 @@ _MAX_NUMERIC_CLASSES = 20
 """A column with more different whole numbers probably contains amounts."""
 
 Kind = Literal[
-    "empty", "constant", "identifier", "date", "number", "mixed", "class", "text", "list", "image", "messages", "other"
+    "empty",
+    "constant",
+    "identifier",
+    "date",
+    "number",
+    "mixed",
+    "class",
+    "text",
+    "list",
+    "spans",
+    "image",
+    "messages",
+    "other",
 ]
 """What the cells of a column look like; `mixed` is numbers with some texts among them."""
 
@@ -132,7 +144,7 @@ class ColumnProfile:
         if self.kind in ("text", "messages"):
             language = f", {self.language}" if self.language else ""
             return f"about {self.mean_length:.0f} tokens, 95% below {self.long_length + 1}{language}"
-        if self.kind == "class" or self.can_be_class or self.kind == "list":
+        if self.kind in ("class", "list", "spans") or self.can_be_class:
             listed = [f"{value} {count:,}" for value, count in islice(self.counts.most_common(), _MAX_LISTED)]
             more = f", and {len(self.counts) - _MAX_LISTED} more" if len(self.counts) > _MAX_LISTED else ""
             return ", ".join(listed) + more
@@ -239,8 +251,8 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
         present, first = (parsed, parsed[0]) if is_list else (present, first)
     if isinstance(first, Sequence) and not isinstance(first, str | bytes):
         parts = [part for cell in present if isinstance(cell, Sequence) for part in cell]
-        if parts and all(isinstance(part, Mapping) for part in parts):
-            return ColumnProfile(name, "other", present, Counter())
+        if parts and not any(isinstance(part, str | int | float) for part in parts):
+            return _profile_spans(name, present)
         return ColumnProfile(name, "list", present, Counter(map(str, parts)))
     if isinstance(first, bytes) or (isinstance(first, Mapping) and {"bytes", "path"} & first.keys()):
         return ColumnProfile(name, "image", present, Counter())
@@ -255,6 +267,15 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
         labels = Counter(part.strip() for cell in present for part in str(cell).split(separator))
         return ColumnProfile(name, "list", present, labels, separator)
     return ColumnProfile(name, kind, present, counts)
+
+
+def _profile_spans(name: str, cells: Sequence[object]) -> ColumnProfile:
+    """Return the profile of a column of lists of objects, which may be spans."""
+    try:
+        spans = [parse_spans(cell) or [] for cell in cells]
+    except ValueError:
+        return ColumnProfile(name, "other", cells, Counter())
+    return ColumnProfile(name, "spans", spans, Counter(span["label"] for row in spans for span in row))
 
 
 def _profile_messages(name: str, conversations: Sequence[Sequence[Mapping[str, object]]]) -> ColumnProfile:
