@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.jobs import train, working_in, write_roles
+from tests.support.jobs import train, working_in
 from trainer.cli import main
 from trainer.spans import count_spans, list_spans, list_targets, pack_spans, possible_spans, span_cells
 
@@ -74,22 +75,39 @@ def test_counts_are_those_of_sets(made: list[tuple[list[bool], set[Span]]], seed
             assert counts[:, row, index].tolist() == [len(each) for each in sets]
 
 
-SMALL = [
-    "task=span_classification",
-    "loss.head_size=8",
-    "train.duration=60",
-    "train.eval_every=30",
-    "optimizer.lr=0.01",
-]
-"""A job on the texts of `write_roles`, whose spans are tools and pairs of tools that follow each other."""
+JOB = ["task=span_classification", "loss.head_size=8", "optimizer.lr=0.02", "train.duration=100", "train.eval_every=50"]
+
+
+def sentence(random: Random, number: int) -> dict[str, Any]:
+    """Return a sentence with a place in the name of an organization."""
+    person, place = random.choice(["Anna", "Ben", "Eve"]), random.choice(["China", "Bern", "Peru"])
+    name = f"{random.choice(['Bank', 'Museum'])} of {place}"
+    text = f"{person} joined the {name} in {random.choice(['China', 'Bern', 'Peru'])} on day {number}."
+    start = text.index(name)
+    end = start + len(name)
+    last = text.index(" in ") + 4
+    return {
+        "text": text,
+        "spans": [
+            [0, len(person), "PER"],
+            [start, end, "ORG"],
+            [end - len(place), end, "LOC"],
+            [last, text.index(" on day"), "LOC"],
+        ],
+    }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield a folder with texts and the run `run` on them."""
+    """Yield a folder with sentences and the run `run` on them."""
     root = tmp_path_factory.mktemp("spans")
+    random = Random(0)
+    for split, count in {"train": 64, "validation": 16, "test": 16}.items():
+        lines = [json.dumps(sentence(random, number)) for number in range(count)]
+        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = ["data=files", *(f"data.{split}={split}.jsonl" for split in ("train", "validation", "test"))]
     with working_in(root):
-        assert train(root / "run", *write_roles(root), *SMALL, "train.duration=120", "train.eval_every=60") == 0
+        assert train(root / "run", *files, *JOB) == 0
         yield root
 
 
@@ -106,13 +124,24 @@ def test_a_run_finds_spans_in_each_other(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_answers_are_the_same_from_the_model_the_graph_and_the_script(folder: Path) -> None:
-    texts = ["axe 7 saw", "  saw  ", "pear " * 40 + "saw", "\u0001 axe 🪓 drill", "Ω", "saw\nsaw"]
+    texts = [
+        "Anna joined the Bank of China in Bern.",
+        "  Bern  ",
+        "in " * 40 + "Peru",
+        "\u0001 Anna 🪓 in Bern",
+        "Ω",
+        "in\nPeru",
+    ]
     (folder / "odd.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     assert main(["export", "run=run", "export.formats=[onnx,onnx_int8,torchscript,pt2,safetensors]"]) == 0
     expected = answers_of("run=run")
     assert [answer["text"] for answer in expected] == texts
-    tools = [entity for entity in expected[0]["entities"] if entity["type"] == "tool"]
-    assert [(entity["start"], entity["end"], entity["text"]) for entity in tools] == [(0, 3, "axe"), (6, 9, "saw")]
+    assert [(entity["type"], entity["text"]) for entity in expected[0]["entities"]] == [
+        ("PER", "Anna"),
+        ("ORG", "Bank of China"),
+        ("LOC", "China"),
+        ("LOC", "Bern"),
+    ]
     for text, answer in zip(texts, expected, strict=True):
         assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
     assert answers_of("run=run", "backend=onnx") == answers_of("run=run/export") == expected

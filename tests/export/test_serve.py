@@ -171,7 +171,9 @@ def test_page_of_the_interface_needs_no_script(client: TestClient) -> None:
     assert not any(tag in page for tag in ("<b>", "<i>", "<u>"))
 
 
-@pytest.mark.parametrize("answers", ["classes", "labels", "values", "embeddings", "tags", "masked", "next_tokens"])
+@pytest.mark.parametrize(
+    "answers", ["classes", "labels", "values", "embeddings", "tags", "spans", "masked", "next_tokens"]
+)
 def test_every_kind_of_answer_has_a_page(answers: str) -> None:
     columns = [{"name": "image", "kind": "image"}, {"name": "words", "kind": "words"}, {"name": "x", "kind": "number"}]
     model: dict[str, Any] = {"name": "m", "rows": "texts", "answers": answers, "columns": columns, "example": None}

@@ -73,6 +73,11 @@ function showTags(answer) {
   return line;
 }
 
+function showSpans(entities) {
+  const marks = entities.map(({ text, type }) => make("mark", {}, text, make("small", { textContent: type })));
+  return make("p", {}, ...(marks.length ? marks.flatMap((mark) => [mark, " "]) : ["no entity"]));
+}
+
 function showEmbedding(vector) {
   const length = Math.hypot(...vector).toPrecision(4);
   const first = vector.slice(0, 8).map((value) => value.toFixed(4)).join("  ");
@@ -96,6 +101,7 @@ function show(answer) {
   const value = [title.find((each) => each !== undefined)].flat().join(", ");
   const parts = value === "" ? [] : [make("p", { className: value.length > 80 ? "" : "value", textContent: value })];
   if (answer.tags) parts.push(showTags(answer));
+  else if (answer.entities) parts.push(showSpans(answer.entities));
   const probabilities = answer.probabilities ?? (answer.label && { [answer.label]: answer.probability });
   if (probabilities) parts.push(showProbabilities(probabilities));
   if (answer.next) parts.push(showProbabilities(Object.fromEntries(answer.next.map((e) => [e.token, e.probability]))));
