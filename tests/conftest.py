@@ -1,5 +1,6 @@
 """Settings of every test: no network, one thread for each process by default, no deadlines, short measurements."""
 
+import gc
 import logging
 import os
 import sys
@@ -18,6 +19,9 @@ from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0
 
+# The objects of the collected tests live as long as the process: the collector need not look at them, then or later.
+gc.disable()
+
 # Without stored bytecode, every worker rewrites the assertions of all tests, and every process compiles the program.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -25,6 +29,12 @@ sys.dont_write_bytecode = False
 settings.register_profile("thorough", deadline=None, derandomize=True, database=None)
 settings.register_profile("tests", settings.get_profile("thorough"), max_examples=30)
 settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """Turn the garbage collector on again for what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from tests.support.jobs import (
     write_data,
     write_roles,
 )
+from tests.support.launched import start_launched
 from tests.support.ranks import run_ranks
 from tests.test_observers import observers
 from trainer.checkpoint.rng_state import capture_rng_state
@@ -76,11 +77,21 @@ def test_only_the_first_process_tells_its_observers(two_devices: Path) -> None:
     assert received[-1]["event"] == "close"
 
 
-def test_the_tools_own_launch_trains_the_same_bytes(two_devices: Path, job: list[str], tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer", "train", *job, f"run.dir={run_dir}", "devices=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize("is_forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_tools_own_launch_trains_the_same_bytes(
+    is_forked: bool, two_devices: Path, job: list[str], tmp_path: Path
+) -> None:
+    run_dir, screen = tmp_path / "run", tmp_path / "screen"
+    line = ["train", *job, f"run.dir={run_dir}", "devices=2"]
+    if is_forked:  # all but the start of the interpreters
+        launched = start_launched(line, screen)
+        launched.join(60)
+        code = launched.exitcode
+    else:
+        with screen.open("w") as file:
+            command = [sys.executable, "-m", "trainer", *line]
+            code = subprocess.run(command, stdout=file, stderr=file, timeout=100, check=False).returncode
+    assert (code, screen.read_text(encoding="utf-8")) == (0, "")
     assert checkpoint_files(run_dir, STEPS) == checkpoint_files(two_devices, STEPS)
     assert without_clock(events(run_dir)) == without_clock(events(two_devices))
     assert not (run_dir / "logs").exists()

@@ -139,7 +139,7 @@ def test_a_divergence_is_reported_as_on_one_device(
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_run_which_resumes(
     rank: int, job: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -219,8 +219,7 @@ MOMENTS = tuple(moments(Path()))
 RECEIVERS = ("parent", "rank 0", "rank 1", "all")
 FAST = {
     ("first step", "parent", signal.SIGTERM),
-    ("saving", "rank 1", signal.SIGUSR1),
-    ("evaluation", "all", signal.SIGINT),
+    ("saving", "all", signal.SIGINT),
 }
 
 

@@ -58,7 +58,7 @@ def job(folder: Path, model: Path, run: Path, *options: str) -> list[str]:
     return [*files, *rest, *QUICK, *options]
 
 
-@pytest.mark.parametrize("task", ["text_classification", "masked_lm"])
+@pytest.mark.parametrize("task", ["text_classification", pytest.param("masked_lm", marks=pytest.mark.slow)])
 def test_checkpoint_works_without_the_model_folder(task: str, folder: Path, tmp_path: Path) -> None:
     model, run = tmp_path / "bert", tmp_path / "run"
     shutil.copytree(folder / "bert", model)

@@ -69,7 +69,7 @@ def test_devices_find_the_temperature_of_one(run: Path, trained: Path) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize("split", ["test", pytest.param("train", marks=pytest.mark.slow)])
 def test_scores_equal_those_of_one_device(run: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", f"run={run}", *SMALL, f"split={split}"]) == 0
     page, expected = capsys.readouterr().out, scores(run)
