@@ -13,7 +13,8 @@ from pathlib import Path
 from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.commands.init_files import TEXT_SUFFIXES, is_text_file, look_at_folder, look_at_text_file
 from trainer.commands.init_parts import write_part
-from trainer.commands.init_proposal import Look, Proposal, look_at_table
+from trainer.commands.init_proposal import Look, Proposal
+from trainer.commands.init_tables import look_at_table
 from trainer.config.groups import groups_in, is_local, own_folder
 from trainer.config.jobs import InitJob
 from trainer.config.json_schema import is_schema, write_schema

@@ -15,13 +15,14 @@ from trainer.commands.init_proposal import (
     language_model_sizes,
     length_limit,
     length_settings,
-    look_at_table,
     model_sizes,
     split_settings,
 )
+from trainer.commands.init_tables import look_at_table
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.imagefolder import SPLIT_OF_NAME, ImageFolder
-from trainer.data.profile import MAX_ROWS, count_tokens, first_lines, guess_language, profile_table
+from trainer.data.language import count_tokens, guess_language
+from trainer.data.profile import MAX_ROWS, first_lines, profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.errors import DataError, format_error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from unicodedata import east_asian_width
 
 from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_messages, parse_spans, unescape_tab
 from trainer.data.labels import find_lists
+from trainer.data.language import count_tokens, guess_language
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
 from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks
 from trainer.data.readers import column_names, format_suffix, read_records
@@ -64,30 +64,6 @@ Kind = Literal[
 
 _SEPARATORS = {",": ",", ";": ";", "\t": "\\t", "|": "|"}
 """Separators of cells that are recognized in a header, as `data.separator` writes them."""
-
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_SCRIPTS = {
-    "Japanese": re.compile(r"[\u3040-\u30ff]"),
-    "Korean": re.compile(r"[\uac00-\ud7af]"),
-    "Chinese": re.compile(r"[\u3400-\u9fff]"),
-    "Cyrillic script": re.compile(r"[\u0400-\u04ff]"),
-    "Arabic script": re.compile(r"[\u0600-\u06ff]"),
-    "Devanagari script": re.compile(r"[\u0900-\u097f]"),
-    "Greek": re.compile(r"[\u0370-\u03ff]"),
-    "Hebrew": re.compile(r"[\u0590-\u05ff]"),
-    "Thai": re.compile(r"[\u0e00-\u0e7f]"),
-}
-_FREQUENT_WORDS = {
-    "English": "the and of to is in that it was for with this on are not you",
-    "German": "der die das und ist nicht ein eine mit zu den von auf für ich es",
-    "French": "le la les et est une des pas que pour dans qui sur avec je ce",
-    "Spanish": "el los las y es una que de por con para no del se lo muy",
-    "Italian": "il di che è una per non con sono gli della le si ma ho anche",
-    "Portuguese": "o os as e é uma que não com para do da em um muito mais",
-    "Dutch": "de het een en van is niet dat op met voor zijn ik te aan er",
-}
-_MIN_FREQUENT = 0.05
-_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
@@ -378,27 +354,6 @@ def _parse_list(cell: object) -> object:
     except JSON_ERRORS:
         return cell
     return parsed if isinstance(parsed, list) else cell
-
-
-def count_tokens(text: str) -> int:
-    """Return the approximate number of tokens of a text: its words, and each Chinese or Japanese character."""
-    return len(text.split()) if text.isascii() else len(_CJK.sub(" ", text).split()) + len(_CJK.findall(text))
-
-
-def guess_language(texts: Sequence[str]) -> str:
-    """Return the language or script that most of the texts are probably in; empty if none is probable."""
-    content = " ".join(text[:500] for text in texts[:1_000])
-    num_letters = sum(map(str.isalpha, content))
-    for language, characters in _SCRIPTS.items():
-        if len(characters.findall(content)) > 0.15 * num_letters:
-            return language
-    words = Counter(word.lower() for word in _LETTERS.findall(content))
-    shares = {
-        language: sum(words[word] for word in frequent.split()) / max(1, words.total())
-        for language, frequent in _FREQUENT_WORDS.items()
-    }
-    language, share = max(shares.items(), key=lambda item: item[1])
-    return language if share > _MIN_FREQUENT else ""
 
 
 def _find_separator(path: Path) -> str | None:

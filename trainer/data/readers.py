@@ -178,34 +178,17 @@ def _parse_csv(
     )
     header: list[str] = []
     positions: list[int] = []
-    while True:
-        line = reader.line_num + 1
-        own_lines.clear()
-        try:
-            cells = next(reader, None)
-        except csv.Error as csv_error:
-            error = lines.take_error() or _broken_csv(path, line, csv_error)
-            if not header:
-                raise error from None
-            yield error
-            continue
-        line_error = lines.take_error()
-        if cells is None:
-            if swallowed is not None and on_doubt is not None and (doubt := swallowed.find()):
-                on_doubt(doubt)
-            return
-        if not cells:
-            continue
+    for line, cells in _csv_records(path, reader, lines, own_lines):
         if not header:
-            if line_error:
-                raise line_error
+            if isinstance(cells, DataError):
+                raise cells
             header = cells
             if columns is None:
                 yield header
                 return
             positions = _column_positions(header, columns)
-        elif line_error:
-            yield line_error
+        elif isinstance(cells, DataError):
+            yield cells
         elif len(cells) != len(header):
             problem = f"expected {len(header)} cells as in the header"
             remedy = f"Quote cells that contain {reader.dialect.delimiter!r} or a line end"
@@ -214,6 +197,34 @@ def _parse_csv(
             if swallowed is not None:
                 swallowed.add(line, own_lines, cells)
             yield [cells[position] for position in positions]
+    if swallowed is not None and on_doubt is not None and (doubt := swallowed.find()):
+        on_doubt(doubt)
+
+
+def _csv_records(
+    path: Path, reader: Any, lines: LineReader, own_lines: list[str]
+) -> Iterator[tuple[int, list[str] | DataError]]:
+    """Yield the first line and the cells of each record that is not empty, or the reason why it is broken.
+
+    Args:
+        path: The file, for messages.
+        reader: The `csv.reader` of the lines.
+        lines: The lines.
+        own_lines: Is emptied before each record.
+    """
+    while True:
+        line = reader.line_num + 1
+        own_lines.clear()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield line, lines.take_error() or _broken_csv(path, line, error)
+            continue
+        line_error = lines.take_error()
+        if cells is None:
+            return
+        if cells:
+            yield line, line_error or cells
 
 
 def _copied(lines: Iterable[str], copies: list[str]) -> Iterator[str]:
