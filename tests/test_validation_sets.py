@@ -167,6 +167,29 @@ def test_other_sources_of_files_have_named_sets(source: str, tmp_path: Path) -> 
     assert {event["split"] for event in events(tmp_path / "run", "eval")} == set(SPLITS)
 
 
+def test_splits_of_the_hub_are_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from datasets import Dataset, DatasetDict
+
+    def rows(numbers: range) -> Dataset:
+        return Dataset.from_dict({"text": [f"fruit {n}" for n in numbers], "label": ["ab"[n % 2] for n in numbers]})
+
+    tables = {"train": rows(range(40)), "dev": rows(range(40, 50)), "web": rows(range(50, 64))}
+    DatasetDict(tables).save_to_disk(str(tmp_path / "saved"))
+    keys = ["data=hub", "data.path=saved", "data.split.test=0", "data.splits.test=null", "data.cache_dir=cache"]
+    sets = "data.splits.validation={clean: dev, noisy: web}"
+    with working_in(tmp_path):
+        monitored = "checkpoint.monitor=noisy/accuracy"
+        assert train(tmp_path / "run", *keys, sets, monitored, "train.duration=2", "train.eval_every=2") == 0
+        assert main(["eval", f"run={tmp_path / 'run'}", "split=validation/clean", "device=cpu"]) == 0
+        capsys.readouterr()
+        assert train(tmp_path / "other", *keys, sets, "checkpoint.monitor=noise/loss", "data.folds=2") == 2
+    message = capsys.readouterr().err
+    assert "checkpoint.monitor: there is no validation set 'noise'" in message
+    assert "data.folds: folds replace several validation sets, got 2." in message
+    logged = {event["split"]: event["step"] for event in events(tmp_path / "run", "eval")}
+    assert logged == {"validation/clean": 2, "validation/noisy": 2}
+
+
 @pytest.mark.parametrize(
     ("validation", "keys", "message"),
     [
@@ -175,7 +198,7 @@ def test_other_sources_of_files_have_named_sets(source: str, tmp_path: Path) -> 
         ("{a b: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{../x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{1x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
-        ("{}", [], "data.validation: names no set, got {}. Set a file, or null."),
+        ("{}", [], "data.validation: names no set, got {}. Set a file or a split, or null."),
         ("{a: 3}", [], "data.validation: must be "),
         ("{a: null}", [], "data.validation: must be "),
         ("{clean: a.csv}", ["checkpoint.monitor=clen/loss"], "checkpoint.monitor: there is no validation set 'clen'"),

@@ -17,6 +17,14 @@ _IMAGE_FILES: Final = {"images", "labels"}
 """The two files of one set of the source `idx`."""
 
 
+def validation_of(data: object) -> object:
+    """Return what the keys of a source name as validation data: `data.validation`, or `data.splits.validation`."""
+    if not isinstance(data, Mapping):
+        return None
+    splits = data.get("splits")
+    return splits.get(VALIDATION) if isinstance(splits, Mapping) else data.get(VALIDATION)
+
+
 def named_sets(validation: object) -> list[str]:
     """Return the names of several validation sets, for the argument `validation` of a source; none for a single set."""
     is_several = isinstance(validation, Mapping) and set(validation) != _IMAGE_FILES
@@ -62,19 +70,19 @@ def select_monitored(monitor: str | None, splits: Sequence[str]) -> tuple[str, s
     return splits[0], monitor
 
 
-def name_problems(validation: object) -> Iterator[str]:
-    """Yield a message for each name of a validation set that cannot be one."""
+def name_problems(validation: object, key: str = f"data.{VALIDATION}") -> Iterator[str]:
+    """Yield a message for each name of a validation set that cannot be one; `key` names the sets."""
     if isinstance(validation, Mapping) and not validation:
-        yield format_error(f"data.{VALIDATION}", "names no set", "Set a file, or null", value={})
+        yield format_error(key, "names no set", "Set a file or a split, or null", value={})
     names = named_sets(validation)
     for number, name in enumerate(names):
         if alike := [other for other in names[:number] if other.casefold() == name.casefold()]:
             problem = f"differs from {alike[0]!r} in case only, so some disks would keep one file for both"
-            yield format_error(f"data.{VALIDATION}", problem, "Rename one of them", value=name)
+            yield format_error(key, problem, "Rename one of them", value=name)
         valid = name.isascii() and name[:1].isalpha() and name.replace("-", "_").isidentifier()
         if not valid or name in _RESERVED:
             problem = "the name of a validation set is letters, digits, _ and -, from a letter, and no other split"
-            yield format_error(f"data.{VALIDATION}", problem, "Rename it", value=name)
+            yield format_error(key, problem, "Rename it", value=name)
 
 
 def set_problem(monitor: object, validation: object) -> str | None:

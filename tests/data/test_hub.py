@@ -76,6 +76,21 @@ def data(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def test_several_splits_are_validation_sets() -> None:
+    tables = {"train": rows(range(60)), "dev": rows(range(60, 80)), "web": rows(range(80, 110))}
+    DatasetDict(tables).save_to_disk("data")
+    source = hub(splits=SPLITS | {"validation": {"clean": "dev", "noisy": "web"}}, split=SHARES | {"test": 0})
+    splits = source.load(("text", "label"))
+    assert {name: len(found) for name, found in splits.items()} == {
+        "train": 40,  # a third has no class
+        "validation/clean": 13,
+        "validation/noisy": 20,
+    }
+    assert source.describe_row("validation/noisy", splits["validation/noisy"]["row"][0]).startswith("data, split web, ")
+    with pytest.raises(DataError, match=r"data\.splits\.validation\.noisy: the data set has no such split, got 'wob'"):
+        hub(splits=SPLITS | {"validation": {"clean": "dev", "noisy": "wob"}}).load(("text",))
+
+
 def test_classes_become_names_and_images_stay_encoded(data: str) -> None:
     source = hub()
 
@@ -204,6 +219,11 @@ def test_arguments_out_of_range_are_rejected() -> None:
         ({"path": ""}, "path"),
         ({"splits": {"train": "train"}}, "splits"),
         ({"splits": SPLITS | {"train": None}}, r"splits\.train"),
+        ({"splits": SPLITS | {"test": {"a": "x"}}}, r"splits\.test"),
+        (
+            {"splits": SPLITS | {"validation": {"a": "x", "A": "y"}}},
+            r"splits\.validation",
+        ),
         ({"list_separator": ""}, "list_separator"),
         ({"columns": COLUMNS | {"foo": "a"}}, r"columns\.foo"),
         ({"columns": COLUMNS | {"label": ["a", "b"]}}, r"columns\.\*"),

@@ -38,7 +38,7 @@ from trainer.protocols import Batch, Batching, HasTagTransitions, Loss, Task, Us
 from trainer.prune.masks import measure_sparsity, sparsity_report
 from trainer.shapes import to_json
 from trainer.targets import with_loss_head
-from trainer.validation_sets import VALIDATION, by_split, is_validation, select_monitored
+from trainer.validation_sets import VALIDATION, by_split, is_validation, select_monitored, validation_of
 
 if TYPE_CHECKING:
     from trainer.mapped_files import MappedRows
@@ -218,7 +218,7 @@ def resolve_split(split: str, job: TrainJob) -> str:
     """
     if not is_validation(split):
         return split
-    splits = list(by_split(job.data.get(VALIDATION)))
+    splits = list(by_split(validation_of(job.data)))
     if split == VALIDATION:
         return select_monitored(job.checkpoint.monitor, splits)[0]
     if split not in splits:

@@ -10,7 +10,7 @@ from trainer.config import signatures
 from trainer.config.groups import OWN, Groups
 from trainer.config.metrics import declared_kind, metric_names, name_problem
 from trainer.errors import did_you_mean, format_error
-from trainer.validation_sets import by_split, select_monitored, set_problem
+from trainer.validation_sets import by_split, select_monitored, set_problem, validation_of
 
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
@@ -117,7 +117,7 @@ def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of a monitored metric that the task never has, whatever its data."""
     known, monitor = _attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
     if isinstance(monitor, str):
-        if set_problem(monitor, validation := value_at(config, "data.validation")) is not None:
+        if set_problem(monitor, validation := validation_of(config.get("data"))) is not None:
             return
         monitor = select_monitored(monitor, list(by_split(validation)))[1]
     known = [*known, *metric_names(config.get("metrics"))] if known else []

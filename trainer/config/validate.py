@@ -30,7 +30,7 @@ from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any, show_value
 from trainer.rules import broken_rules
-from trainer.validation_sets import SPLIT_PATTERN, name_problems, named_sets, set_problem
+from trainer.validation_sets import SPLIT_PATTERN, name_problems, named_sets, set_problem, validation_of
 
 MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
@@ -402,12 +402,12 @@ def _validate_sets(config: Mapping[str, Any]) -> Iterator[str]:
     data = config.get("data")
     if not isinstance(data, Mapping) or not str(data.get("_target_")).startswith(OWN):
         return
-    validation = data.get("validation")
-    yield from name_problems(validation)
+    validation = validation_of(data)
+    yield from name_problems(validation, "data.splits.validation" if "splits" in data else "data.validation")
     if (problem := set_problem(value_at(config, "checkpoint.monitor"), validation)) is not None:
         yield problem
     if named_sets(validation) and data.get("folds") is not None:
-        remedy = "Set data.folds=null, or name one set of files in data.validation"
+        remedy = "Set data.folds=null, or name one validation set"
         yield format_error("data.folds", "folds replace several validation sets", remedy, value=data["folds"])
 
 

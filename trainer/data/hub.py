@@ -34,17 +34,16 @@ from trainer.data.table import (
     in_role_order,
     split_columns,
 )
-from trainer.errors import DataError, did_you_mean, format_error
+from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
 from trainer.hub import is_reachable
 from trainer.layout import expand_home
+from trainer.validation_sets import by_split, file_stem, name_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _VERSION = 1
 """Increase it if the same data gives different splits."""
-
-_SPLITS = ("train", "validation", "test")
 
 
 class Hub:
@@ -59,7 +58,8 @@ class Hub:
             that `save_to_disk` wrote.
         name: The configuration, if the data set has several.
         revision: A branch, tag or commit of the hub; None for the newest.
-        splits: The data set's names of `train`, `validation` and `test`; None holds out a share of training.
+        splits: The data set's names of `train`, `validation` and `test`; None holds out a share of training. For
+            `validation`, also the data set's names of several validation sets by name.
         columns: The column of each role; `text`, `value` and `features` may have several. `features` None takes
             all columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
@@ -87,7 +87,13 @@ class Hub:
             "a split by time cannot keep the rows of a group together",
             "Set data.split.group=null or data.split.time=null, or name all splits of the data set",
         ),
-        Rule("splits['train'] is not None", "splits.train", "must be the name of a split"),
+        Rule("isinstance(splits['train'], str)", "splits.train", "must be the name of a split"),
+        Rule(
+            "splits['test'] is None or isinstance(splits['test'], str)",
+            "splits.test",
+            "must be the name of a split",
+            "Only data.splits.validation may name several sets",
+        ),
         Rule(
             "sum(split[name] for name in ['validation', 'test'] if splits[name] is None) < 1",
             "split",
@@ -105,14 +111,16 @@ class Hub:
         path: DataName,
         name: str | None,
         revision: str | None,
-        splits: Mapping[str, NonEmptyStr | None],
+        splits: Mapping[str, NonEmptyStr | Mapping[NonEmptyStr, NonEmptyStr] | None],
         columns: RoleColumns,
         split: GroupedShares,
         list_separator: NonEmptyStr,
         cache_dir: str | None,
     ) -> None:
         self._path, self._name, self._revision = path, name, revision
-        self._splits = {name: splits[name] for name in _SPLITS}
+        raise_if_any(*name_problems(splits["validation"], "splits.validation"))
+        named: Mapping[str, Any] = {"train": splits["train"], **by_split(splits["validation"]), "test": splits["test"]}
+        self._splits: dict[str, str | None] = dict(named)
         self._columns = {**in_role_order(columns, list(ROLE_NOUNS)), **split_columns(split)}
         self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
@@ -203,10 +211,12 @@ class Hub:
         for split, name in self._splits.items():
             if name is not None and name not in tables:
                 remedy = did_you_mean(name, list(tables))
-                if split != "train":
+                if split in ("validation", "test"):
                     remedy += f"; data.splits.{split}=null holds out a share of training"
                 raise DataError(
-                    format_error(f"data.splits.{split}", "the data set has no such split", remedy, value=name)
+                    format_error(
+                        f"data.splits.{file_stem(split)}", "the data set has no such split", remedy, value=name
+                    )
                 )
         return {split: tables[name] for split, name in self._splits.items() if name is not None}
 
@@ -242,8 +252,11 @@ class Hub:
         table.find_time_kind(self._records("train", table))
 
         def no_rows_error(origin: str) -> DataError:
-            remedy = f"Check data.columns, or set data.splits.{origin}=null to hold out a share of training"
-            key = f"data.splits.{origin}={self._splits[origin]}"
+            key = f"data.splits.{file_stem(origin)}"
+            remedy = f"Check data.columns, or set {key}=null to hold out a share of training"
+            if "/" in origin:
+                remedy = f"Check data.columns, or leave {key} out"
+            key = f"{key}={self._splits[origin]}"
             return DataError(format_error(key, describe_no_rows(table), remedy))
 
         origins = {
