@@ -316,6 +316,15 @@ def test_values_with_special_characters_stay_values(folder: Path) -> None:
     assert command.single.config["data"]["train"] == name
 
 
+def test_metric_of_the_best_weights_is_not_accuracy_if_most_rows_have_one_class(folder: Path) -> None:
+    for name, share, monitor in (("rare", 8, "macro_f1"), ("even", 2, None)):
+        table("text label", [[text, "no" if n % share else "yes"] for n, text in enumerate(TEXTS)])(Path(f"{name}.csv"))
+        assert main(["init", f"{name}.csv"]) == 0
+        command = check_command("train", [f"experiment={name}"])
+        assert command.single is not None
+        assert command.single.config["checkpoint"]["monitor"] == monitor
+
+
 def test_names_that_no_config_can_contain_are_refused_before_writing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from trainer.task.class_names import warn_of_equal_names
 _LEAST_ROWS = 10
 _MAX_TAGS = 200
 _RARE = 5
+_DOMINANT = 0.75
+"""Share of the rows of one class from which on accuracy is a poor measure."""
+
 _TARGET_NAMES = (
     *("label", "labels", "target", "y", "outcome", "survived", "churn", "diagnosis", "sentiment", "intent", "topic"),
     *("species", "class", "category", "score", "rating", "stars", "price", "value", "genre", "genres", "tags"),
@@ -352,10 +356,21 @@ def _proposal(
         first.append(Setting("data.separator", table.separator))
     columns = [setting for setting in settings if setting.key.startswith("data.")]
     others = [setting for setting in settings if not setting.key.startswith("data.")]
-    ordered = [*first, *columns, *split_settings(table.num_rows), *others, *length_settings(table.num_rows)]
+    others += [*length_settings(table.num_rows), *_monitor_settings(table, roles.get("label"))]
+    ordered = [*first, *columns, *split_settings(table.num_rows), *others]
     listed = {role: [name] if isinstance(name, str) else name for role, name in roles.items()}
     listed |= {"features": list(features)} if features else {}
     return Proposal(one_line(summary), task, "files", ordered, model, loss, listed)
+
+
+def _monitor_settings(table: TableProfile, label: str | list[str] | None) -> list[Setting]:
+    """Return the metric that picks the best weights if most rows have one class: always answering it is accurate."""
+    counts = _column(table, "target", label).counts if isinstance(label, str) else Counter[str]()
+    if not counts or max(counts.values()) < _DOMINANT * counts.total():
+        return []
+    value, count = counts.most_common(1)[0]
+    comment = f"accuracy says little: {count / counts.total():.0%} of the rows are {one_line(value)}"
+    return [Setting("checkpoint.monitor", "macro_f1", comment)]
 
 
 def _text_sizes(table: TableProfile, texts: Sequence[ColumnProfile], model: str = "text_encoder") -> list[Setting]:
