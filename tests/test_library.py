@@ -263,11 +263,16 @@ def test_importing_the_package_imports_nothing_of_it() -> None:
 
 def test_a_run_is_shown_as_a_table(run: trainer.Run, tmp_path: Path) -> None:
     html = run._repr_html_()
-    assert "<td>accuracy</td>" in html
-    assert f"{run.metrics['accuracy']:.4f}" in html
+    assert "<th>test</th>" in html
+    for name, value in run.metrics.items():
+        assert f"<td>{name}</td><td>{value:.4g}</td>" in html
     copy = tmp_path / "<script>"
     shutil.copytree(run.path, copy)
     assert "<script>" not in trainer.load(copy)._repr_html_()
+    (copy / "eval/test.json").unlink()
+    assert "<th>validation</th>" in trainer.load(copy)._repr_html_()
+    shutil.rmtree(copy / "eval")
+    assert "not evaluated yet" in trainer.load(copy)._repr_html_()
 
 
 def test_a_sweep_is_left_to_the_command() -> None:

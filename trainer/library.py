@@ -116,8 +116,13 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         """The loss and the metrics of the best weights, on the test split if the run has one, else on validation."""
+        return self._read_scores()[1]
+
+    def _read_scores(self) -> tuple[str, dict[str, float]]:
+        """Return the name of the evaluation that `metrics` is of, and the scores."""
         record = read_run(str(self.path))
-        return _scores(record.evaluations.get("test") or record.evaluations.get(record.monitored_evaluation) or {})
+        name = "test" if record.evaluations.get("test") else record.monitored_evaluation
+        return name, _scores(record.evaluations.get(name) or {})
 
     @property
     def best(self) -> Document | None:
@@ -210,9 +215,11 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """Return a small table of the scores, for a notebook."""
-        cells = "".join(f"<tr><td>{escape(name)}</td><td>{value:.4f}</td></tr>" for name, value in self.metrics.items())
-        return f"<table><caption>{escape(str(self.path))}</caption>{cells}</table>"
+        """Return a small table of the scores under the name of their split, for a notebook."""
+        split, scores = self._read_scores()
+        lines = [f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in scores.items()]
+        head = f"<tr><th></th><th>{escape(split) if scores else 'not evaluated yet'}</th></tr>"
+        return f"<table><caption>{escape(str(self.path))}</caption>{head}{''.join(lines)}</table>"
 
 
 def _predict(values: Sequence[object], predictor: Predictor, row_format: RowFormat) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class Connection(_Protocol):  # type: ignore[misc]
         super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
-        is_rest = self._is_answered and self.cycle.more_body  # of a body that was refused before its end
+        is_rest = self._is_in_refused_body
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -56,13 +56,8 @@ class Connection(_Protocol):  # type: ignore[misc]
 
     def on_message_complete(self) -> None:
         if self._is_answered:
-            self.cycle.more_body = False  # uvicorn leaves this out
+            self.cycle.more_body = False  # which uvicorn leaves out with httptools
         super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._is_answered and self.cycle.more_body and not self.transport.is_closing():
-            self._wait()
 
     def send_400_response(self, problem: str) -> None:
         """Refuse a request that uvicorn cannot parse."""
@@ -71,6 +66,13 @@ class Connection(_Protocol):  # type: ignore[misc]
     @property
     def _is_answered(self) -> bool:
         return self.cycle is not None and bool(self.cycle.response_complete)
+
+    @property
+    def _is_in_refused_body(self) -> bool:
+        """Return whether the client is still sending a body that was refused before its end."""
+        if self._is_answered and hasattr(self, "conn"):  # of h11
+            return repr(self.conn.their_state) == "SEND_BODY"
+        return self._is_answered and bool(self.cycle.more_body)
 
     def _wait(self) -> None:
         if self._deadline is None:
