@@ -23,8 +23,9 @@ from trainer.intervals import (
     paired_intervals,
     quantile_interval,
 )
-from trainer.predictions import predictions_schema
+from trainer.predictions import format_span, predictions_schema
 from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
+from trainer.report.statistics import count_spans
 from trainer.resampling import MAX_UNITS, NUM_DRAWS, Units
 from trainer.row_recorder import prediction_kind
 from trainer.task.embedding_metrics import mean_closeness, uniformity
@@ -184,6 +185,31 @@ def test_draws_of_tag_metrics_are_those_of_the_drawn_rows() -> None:
     for score in ("f1", "precision", "recall"):
         resampled(table, about, f"entity_{score}", lambda rows, score=score: reference(EntityScore(names, score), rows))
     resampled(table, about, "macro_f1", lambda rows: reference(ClassCounts(4, f1_of_tags), rows))
+
+
+def test_draws_of_span_metrics_are_those_of_the_drawn_rows() -> None:
+    random = np.random.default_rng(4)
+    names = ["LOC", "a:b"]
+    spans = np.array([format_span(first, first + 1, name) for first in range(4) for name in names])
+    rows = [[sorted(spans[random.random(8) < share]) for share in (0.4, 0.5)] for _ in range(40)]
+    columns: dict[str, Any] = {"target": [row[0] for row in rows], "prediction": [row[1] for row in rows]}
+
+    def f1(drawn: np.ndarray, name: str = "") -> float:
+        kept = [[{each for each in part if each.endswith(name)} for part in rows[row]] for row in drawn]
+        return 2 * sum(len(one & other) for one, other in kept) / sum(len(one) + len(other) for one, other in kept)
+
+    about = {"kind": "spans", "classes": names}
+    table = table_of("spans", columns)
+    resampled(table, about, "entity_f1", f1)
+    resampled(table, about, "macro_f1", lambda drawn: (f1(drawn, "LOC") + f1(drawn, "a:b")) / 2)
+    assert class_scores_of_spans(rows) == pytest.approx([f1(np.arange(40), name) for name in names])
+
+
+def class_scores_of_spans(rows: list[Any]) -> list[float]:
+    """Return F1 of each label, as the report shows it."""
+    confusion = count_spans([row[0] for row in rows], [row[1] for row in rows])
+    scores: list[float] = confusion.scores()[2].tolist()
+    return scores
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])

@@ -344,7 +344,6 @@ def _tag_estimates(
 def _span_estimates(
     table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
 ) -> dict[str, Estimate]:
-    names = list(about["classes"])
     columns = [
         {(row, span) for row, spans in enumerate(table[name].to_pylist()) for span in spans}
         for name in ("target", "prediction")
@@ -352,7 +351,9 @@ def _span_estimates(
     # A class may occur several times in a row, so spans take the place of rows.
     places = {span: place for place, span in enumerate(sorted(columns[0] | columns[1]))}
     of_span = np.array([row for row, _ in places], dtype=np.int64)
-    classes = np.array([names.index(split_span(span)[2]) for _, span in places], dtype=np.int64)
+    labels = [split_span(span)[2] for _, span in places]
+    names = about["classes"] or sorted({*labels})
+    classes = np.array([names.index(label) for label in labels], dtype=np.int64)
     target, predicted = (np.array(sorted(places[span] for span in column), dtype=np.int64) for column in columns)
     spans = Units(units.of_row[of_span], units.count)
     totals, right = _count_entries(spans, (target, classes[target]), (predicted, classes[predicted]), len(names))
