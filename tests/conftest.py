@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 
 # Before anything imports torch or transformers, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -51,7 +52,13 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests that need a CUDA device on a machine without one."""
+    """Skips tests that need a CUDA device on a machine without one, and keeps the table of ONNX operators.
+
+    PyTorch makes this table anew for every exported graph, which takes a quarter of the export of a small model.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(cache(exporter.ONNXRegistry.from_torchlib))
     if item.get_closest_marker("gpu") is not None:
         import torch
 
