@@ -96,6 +96,7 @@ def test_unreadable_store_is_an_error(base, monkeypatch, make):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "scandir", denied)  # Python 3.13 lists a folder with it
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         Store(base, keep=2).load("last")
 
