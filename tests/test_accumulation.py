@@ -137,7 +137,7 @@ def test_auto_needs_one_device(data: list[str], tmp_path: Path, capsys: pytest.C
 
 
 STATISTICS: dict[str, tuple[Loss, Callable[[int], Tensor], int]] = {
-    "info_nce": (InfoNce(temperature=0.5, symmetric=True), lambda size: torch.zeros(size, 2, dtype=torch.int64), 2),
+    "info_nce": (InfoNce(temperature=0.5, symmetric=True), lambda size: torch.randint(12, (size, 1)).repeat(1, 2), 2),
     "dice": (Dice(smooth=1.0, per="batch", ignore_index=-100), lambda size: torch.arange(size) % 3, 1),
     "dice of classes": (Dice(smooth=1.0, per="class", ignore_index=-100), lambda size: torch.arange(size) % 3, 1),
     "mse_correlation": (MseCorrelation(correlation=1.0), lambda size: torch.randn(size, 3, dtype=torch.float64), 1),
