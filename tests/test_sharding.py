@@ -263,7 +263,10 @@ ALTERNATIVES = {
     "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
     "embeddings that move": (["perturb=pgd", "perturb.moves=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
     "matrices that move": (["perturb=awp", "perturb.start=3", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
-    "masks of the head": (["model.head_dropout=0.5", "model.multi_sample_dropout=3"], 0.0),
+    "masks of the head": (
+        ["model.head_dropout=0.5", "model.multi_sample_dropout=3", "optimizer=sgd", "optimizer.lr=0.1"],
+        1e-6,
+    ),
     "two dropout masks": (["perturb=r_drop", "model.dropout=0.3"], 0.0),
 }
 

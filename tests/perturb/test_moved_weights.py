@@ -1,7 +1,6 @@
 """The second part of a step: the gradient at moved weights is added, and nothing else ever sees these weights."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from tests.support.perturbed import (
     CPU,
@@ -27,7 +25,6 @@ from tests.support.perturbed import (
 from tests.support.ranks import call_ranks
 from trainer.errors import ConfigError
 from trainer.loop import compute_gradients, update_weights
-from trainer.model.compilation import compile_for_training
 from trainer.perturb.moved_weights import MovedWeights, select_weights, unit
 from trainer.precision import Precision
 from trainer.protocols import Batch
@@ -220,24 +217,6 @@ def test_pruned_elements_do_not_move() -> None:
 
     assert not torch.equal(seen[0], seen[1])
     assert all((weight[~kept] == 0).all() for weight in seen)
-
-
-@pytest.mark.slow
-def test_a_compiled_model_moves_the_same_weights_with_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    batches = word_batches([5])
-    torch._dynamo.reset()
-    counters.clear()
-    for method in METHODS.values():
-        eager, compiled = run_on(batches, method), run_on(batches, method)
-        compile_for_training([compiled.model], CPU, dynamic=False)
-        for run in (eager, compiled):
-            run.model.train()
-            compute_gradients(run, 0, batches)
-        for ours, theirs in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
-    assert counters["stats"]["unique_graphs"] <= len(METHODS)
-    torch._dynamo.reset()
 
 
 def test_patterns_choose_the_weights() -> None:
