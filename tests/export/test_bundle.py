@@ -369,6 +369,7 @@ JOBS: dict[str, Callable[[Path], Case]] = {
     "regression": text_case("regression"),
     "token_classification": text_case("token_classification", "data.list_separator='|'"),
     "token_classification with a crf": text_case("token_classification", "loss=crf", "optimizer.lr=0.05"),
+    "span_classification": text_case("span_classification", "optimizer.lr=0.05"),
     "masked_lm": text_case("masked_lm"),
     "causal_lm": text_case("causal_lm"),
     "sentence_embedding": text_case("sentence_embedding"),
