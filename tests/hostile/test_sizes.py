@@ -150,10 +150,11 @@ def test_sizes(name: str, verbs: list[str], run: Path, capfd: pytest.CaptureFixt
             continue
         assert code == 3, (verb, code, lines)
         error = re.sub(r"^\S+/config\.yaml: ", "", lines[-1])
-        assert error.startswith((*SIZES[name], "task.", "model", "the checkpoint's")), (verb, error)
+        assert error.startswith((*SIZES[name], "task.", "model", "optimizer", "the checkpoint's")), (verb, error)
         reasons = (
             "stored weights",
             "the checkpoint stores",
+            "the checkpoint has other parameters",
             "weights do not fit the model",
             "cannot be rebuilt",
             "1024",
