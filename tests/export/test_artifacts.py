@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_manifest_records_the_proof(published: Published) -> None:
     manifest = json.loads((published.folder / "manifest.json").read_text("utf-8"))
     assert manifest["formats"] == ["onnx", "torchscript"]
     assert manifest["provenance"] == {"step": 930, "weights": "ema"}
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == version("torch")
     assert manifest["axes"] == {"batch": [1, None], "sequence": [1, 24]}
     declared = {"dtype": "int64", "shape": ["batch", "sequence"]}
     assert manifest["inputs"] == {"input_ids": declared, "attention_mask": declared}
