@@ -26,9 +26,11 @@ class Exported:
     """A data frame of another library, which offers its columns through Arrow's interface in the types of polars."""
 
     def __init__(self, *, is_category: bool = False) -> None:
-        table = pyarrow.Table.from_pylist(ROWS).cast(pyarrow.schema(dict.fromkeys(ROWS[0], pyarrow.string_view())))
+        # The process crashes if pyarrow before 25 exports views; it reads them.
+        string = pyarrow.string_view() if int(pyarrow.__version__.partition(".")[0]) >= 25 else pyarrow.large_string()
+        table = pyarrow.Table.from_pylist(ROWS).cast(pyarrow.schema(dict.fromkeys(ROWS[0], string)))
         if is_category:
-            categories = pyarrow.array(["y", "x"], pyarrow.string_view())
+            categories = pyarrow.array(["y", "x"], string)
             codes = pyarrow.array([1, 0, 1], pyarrow.uint32())
             table = table.set_column(1, "label", pyarrow.DictionaryArray.from_arrays(codes, categories))
         self.table = table

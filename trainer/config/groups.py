@@ -168,9 +168,18 @@ def yaml_problem(text: str, max_depth: int = _MAX_DEPTH) -> str | None:
     Raises:
         yaml.YAMLError: The text is no YAML.
     """
+    try:
+        return _event_problem(yaml.parse(text, Loader=_YAML_LOADER), max_depth)
+    except yaml.YAMLError as error:
+        if "maximum nesting depth" in str(error):  # of PyYAML since 6.0.4
+            return f"is nested more than {max_depth} levels deep"
+        raise
+
+
+def _event_problem(events: Iterable[yaml.Event], max_depth: int) -> str | None:
     open_nodes: list[tuple[str | None, int]] = []
     sizes: dict[str | None, int] = {}
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
+    for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > max_depth:
