@@ -119,7 +119,7 @@ class Run:
         return self._read_scores()[1]
 
     def _read_scores(self) -> tuple[str, dict[str, float]]:
-        """Return the name of the evaluation that `metrics` is of, and the scores."""
+        """Return the name and the scores of the evaluation that `metrics` shows."""
         record = read_run(str(self.path))
         name = "test" if record.evaluations.get("test") else record.monitored_evaluation
         return name, _scores(record.evaluations.get(name) or {})

@@ -67,7 +67,7 @@ _NOT_SHOWN: Final = ("logger.", "run.", "observers", "launch.", "sweep.", "data.
 """Keys, or their starts, without a meaning on other machines."""
 
 _EXAMPLE_INPUTS: Final = {"text": '"a text"', "image": "image.png", "words": "rows.jsonl"}
-"""What `input` can be, by what the model reads; otherwise a table of rows."""
+"""An example of the key `input`, by the columns that the model reads; a table of rows for all other columns."""
 
 _MAX_CLASSES: Final = 5
 _FOLDERS: Final = re.compile(r"^(?:~|\.{0,2})/.*/(?=.)|(?<![\w:/.])(?:~|\.{0,2})/(?:[^\s'\",/\]}]+/)*(?=[^\s'\",\]}])")

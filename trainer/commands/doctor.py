@@ -248,7 +248,7 @@ def _check_training() -> Check:
     text = f"{_STEPS} steps, {how}: the same {size:.1f} MB to the last byte, {seconds:.0f} seconds"
     if seconds > _SLOW_SECONDS:
         return Check(
-            "note", "training", text, "Two free cores need about 20 seconds: see with top what else is running"
+            "note", "training", text, "Two free cores need about 12 seconds: see with top what else is running"
         )
     return Check("ok", "training", text)
 

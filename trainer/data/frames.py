@@ -22,7 +22,7 @@ _REMEDIES = {
     ("datasets", "DatasetDict"): "Pass its splits one by one, such as data=splits['train'] and test=splits['test']",
     ("datasets", "IterableDataset"): "Pass a data set that is not streamed",
 }
-"""What to do with objects that are almost tables, by their package and type."""
+"""The remedy for an object that is almost a table, by its package and type."""
 
 
 def to_table(key: str, data: object) -> pyarrow.Table:

@@ -60,7 +60,7 @@ Kind = Literal[
     "messages",
     "other",
 ]
-"""What the cells of a column look like; `mixed` is numbers with some texts among them."""
+"""The kind of the cells of a column; `mixed` is numbers with some texts among them."""
 
 _SEPARATORS = {",": ",", ";": ";", "\t": "\\t", "|": "|"}
 """Separators of cells that are recognized in a header, as `data.separator` writes them."""
