@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-import tests.support.composed  # noqa: F401  composes each choice of options once
+import tests.support.composed  # composes each choice of options once
+import tests.support.unsynced  # noqa: F401  waits for no disk
 from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0

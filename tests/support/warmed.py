@@ -6,7 +6,8 @@ Nothing here starts a thread or draws a random number.
 import gc
 from contextlib import suppress
 
-import tests.support.composed  # noqa: F401
+import tests.support.composed
+import tests.support.unsynced  # noqa: F401
 import trainer.builders.observers
 import trainer.commands.eval
 import trainer.commands.export
