@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
-from trainer.errors import find_user_error
+from trainer.commands.resume_advice import resume_instruction_added
+from trainer.errors import LostWorkerError, find_user_error
 
 JOB = ("train.duration=30", "train.eval_every=30", "checkpoint.every=4", "loader.workers=1", "loader.prefetch=1")
 
@@ -51,6 +52,24 @@ def test_lost_worker_stops_the_run_which_can_be_resumed(
     for worker in multiprocessing.active_children():
         worker.kill()
     assert main(["train", f"resume={run_dir}", "loader.workers=0"]) == 0
+
+
+@pytest.mark.parametrize("problem", ["DataLoader worker (pid 7) is killed by signal: Killed.", "DataLoader timed out"])
+def test_a_second_report_of_a_lost_worker_keeps_the_advice_of_the_first(problem: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+
+    def run() -> None:
+        try:
+            with resume_instruction_added(tmp_path):
+                raise RuntimeError(problem)
+        finally:  # torch reports it wherever the program is
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(LostWorkerError) as raised, resume_instruction_added(None):
+        run()
+
+    assert str(raised.value).startswith("loader.timeout" if "timed out" in problem else "loader.workers")
+    assert raised.value.messages[1:] == (f"Resume with: trainer train resume={tmp_path}",)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def resume_instruction_added(folder: Path | None) -> Iterator[None]:
             cause = cause.__context__
         if not lost:
             raise
+        # The second time may be outside of the block that knows the folder.
+        if advised := next((each for each in lost if len(each.messages) > 1), None):
+            raise advised from error
         first = next((each for each in lost if str(each).startswith("loader.timeout")), lost[-1])
-        if len(first.messages) > 1:  # it has the instruction already
-            raise first from error
         raise LostWorkerError(*first.messages, _resume_instruction(folder)) from error
