@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.answers import assert_close
 from tests.support.jobs import train, working_in
 from trainer.cli import main
 from trainer.export.bundle.answers import best_sequence
@@ -215,7 +216,7 @@ def test_artifacts_follow_transitions(folder: Path) -> None:
     proved = json.loads((folder / "crf/export/manifest.json").read_text(encoding="utf-8"))["metrics"]
     measured = json.loads((folder / "crf/eval/test.json").read_text(encoding="utf-8"))
     assert {name: measured[name] for name in proved} == proved
-    answers = {}
+    answers, rows_of = {}, {}
     for name, options in {
         "run": ["run=crf"],
         "graph": ["run=crf", "backend=onnx"],
@@ -223,10 +224,15 @@ def test_artifacts_follow_transitions(folder: Path) -> None:
     }.items():
         assert main(["predict", *options, "input=odd.jsonl", f"output={name}.jsonl", "device=cpu"]) == 0
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        answers[name] = predicted_tags([json.loads(line) for line in lines])
+        rows_of[name] = [json.loads(line) for line in lines]
+        answers[name] = predicted_tags(rows_of[name])
     script = [sys.executable, "-I", str(folder / "crf/export/predict.py"), str(rows)]
     lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
-    answers["script"] = predicted_tags([json.loads(line) for line in lines])
+    rows_of["script"] = [json.loads(line) for line in lines]
+    answers["script"] = predicted_tags(rows_of["script"])
+    for name in ("graph", "folder", "script"):
+        assert_close(rows_of[name], rows_of["run"])
+    assert all(0 < entity["probability"] <= 1 for row in rows_of["run"] for entity in row["entities"])
     assert all(tags == answers["run"] for tags in answers.values())
     assert "`transitions.json`" in (folder / "crf/export/README.md").read_text(encoding="utf-8")
 

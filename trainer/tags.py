@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 OUTSIDE: Final = "O"
 _PREFIXES: Final = "BIESLU"
@@ -45,6 +47,11 @@ def parse_transitions(document: Mapping[str, Any], num_tags: int) -> TagTransiti
     if [scores.shape for scores in transitions] != [(num_tags,), (num_tags, num_tags), (num_tags,)]:
         raise ValueError(f"transitions: must be scores of {num_tags} tags")
     return transitions
+
+
+def no_transitions(num_tags: int) -> TagTransitions:
+    """Return transitions that score nothing, so that the tags of the words are independent of each other."""
+    return TagTransitions(torch.zeros(num_tags), torch.zeros(num_tags, num_tags), torch.zeros(num_tags))
 
 
 def split_tag(tag: str) -> tuple[str, str]:
@@ -145,3 +152,77 @@ def decode_tags(output: Tensor, is_word: Tensor, transitions: TagTransitions) ->
     marginals.scatter_(2, path, torch.nextafter(top, torch.full_like(top, torch.inf)))
     decoded = marginals.where(valid[..., None], scores)
     return torch.empty_like(decoded).scatter_(1, order[..., None].expand_as(decoded), decoded)
+
+
+class TagSums(NamedTuple):
+    """Logarithms of sums over the sequences of tags of a sample with W words and C tags, in float64.
+
+    A sequence has the weight exp(score), so that its weight divided by the sum over all sequences is its probability.
+
+    Attributes:
+        scores: The scores of the words: (W, C).
+        transitions: The scores `start` (C,), `between` (C, C) and `end` (C,).
+        before: The sum over the sequences up to a word that end with a tag: (W, C).
+        after: The sum over the sequences after a word that has a tag: (W, C).
+    """
+
+    scores: np.ndarray
+    transitions: tuple[np.ndarray, np.ndarray, np.ndarray]
+    before: np.ndarray
+    after: np.ndarray
+
+    def probability(self, first: int, tags: Sequence[int], may_precede: np.ndarray, may_follow: np.ndarray) -> float:
+        """Return the probability that some words have these tags, between words with some other tags.
+
+        Source: Culotta and McCallum 2004, "Confidence estimation for information extraction".
+
+        Args:
+            first: The first of the words.
+            tags: Their tags, at least one.
+            may_precede: True for each tag that the word before them may have, if there is one: bool (C,).
+            may_follow: The same for the word after them.
+        """
+        _, between, _ = self.transitions
+        places, own, last = range(first, first + len(tags)), list(tags), first + len(tags) - 1
+        total = self.scores[places[1:], own[1:]].sum() + between[own[:-1], own[1:]].sum()
+        if first == 0:
+            total += self.before[0, own[0]]
+        else:
+            total += _log_sum((self.before[first - 1] + between[:, own[0]])[may_precede]) + self.scores[first, own[0]]
+        if last == len(self.scores) - 1:
+            total += self.after[last, own[-1]]
+        else:
+            total += _log_sum((between[own[-1]] + self.scores[last + 1] + self.after[last + 1])[may_follow])
+        return float(np.exp(min(0.0, total - _log_sum(self.before[-1] + self.after[-1]))))
+
+
+def sum_sequences(outputs: Sequence[Tensor], transitions: TagTransitions) -> list[TagSums]:
+    """Return the sums over the sequences of tags of each sample, by the forward-backward algorithm (Rabiner 1989).
+
+    Args:
+        outputs: The scores of the words of each sample, (W, C) with W >= 0.
+        transitions: The scores of transitions.
+    """
+    start, between, end = (scores.double().cpu() for scores in transitions)
+    lengths = torch.tensor([len(scores) for scores in outputs])
+    if not len(outputs) or not (width := int(lengths.max())):
+        empty = np.zeros((0, len(start)))
+        return [TagSums(empty, (start.numpy(), between.numpy(), end.numpy()), empty, empty) for _ in outputs]
+    scores = pad_sequence([each.double().cpu() for each in outputs], batch_first=True)
+    before = [start + scores[:, 0]]
+    for place in range(1, width):
+        before.append((before[-1][:, :, None] + between).logsumexp(dim=1) + scores[:, place])
+    after = [end.expand_as(before[-1])] * width
+    for place in range(width - 2, -1, -1):
+        following = (between + (scores[:, place + 1] + after[place + 1])[:, None, :]).logsumexp(dim=2)
+        after[place] = following.where((place + 1 < lengths)[:, None], end)
+    own = (start.numpy(), between.numpy(), end.numpy())
+    tables = (scores.numpy(), torch.stack(before, dim=1).numpy(), torch.stack(after, dim=1).numpy())
+    return [
+        TagSums(each[:length], own, sums[:length], rest[:length])
+        for each, sums, rest, length in zip(*tables, lengths.tolist(), strict=True)
+    ]
+
+
+def _log_sum(values: np.ndarray) -> float:
+    return float(np.logaddexp.reduce(values, initial=-np.inf))

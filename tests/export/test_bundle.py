@@ -20,6 +20,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tests.export.conftest import Published
+from tests.support.answers import assert_close
 from tests.support.bare_python import bare, run_bare
 from tests.support.documents import edit_manifest
 from tests.support.export_models import ToyModel, ToyTask
@@ -377,23 +378,6 @@ JOBS: dict[str, Callable[[Path], Case]] = {
     "tabular_classification": table_case("tabular_classification"),
     "tabular_regression": table_case("tabular_regression"),
 }
-
-
-def assert_close(got: Any, want: Any) -> None:
-    """Compare answers up to rounding to six decimals and float32 sums in another order."""
-    if isinstance(want, dict):
-        assert list(got) == list(want)
-        for name in want:
-            if name != "error":
-                assert_close(got[name], want[name])
-    elif isinstance(want, list):
-        assert len(got) == len(want)
-        for one, other in zip(got, want, strict=True):
-            assert_close(one, other)
-    elif isinstance(want, float):
-        assert got == pytest.approx(want, abs=3e-6, rel=3e-6)
-    else:
-        assert got == want
 
 
 def test_every_task_has_its_job() -> None:

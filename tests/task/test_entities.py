@@ -1,8 +1,14 @@
+import itertools
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.task.entities import count_entities, has_prefixes, read_scheme
+from trainer.export.bundle.answers import rate_entities
+from trainer.tags import TagTransitions, sum_sequences
+from trainer.task.entities import count_entities, entity_probabilities, entity_spans, has_prefixes, read_scheme
 
 TAGS = ["B-A", "B-B", "I-A", "I-B", "E-A", "E-B", "S-A", "S-B", "O"]
 BIO = ["B-A", "B-B", "I-A", "I-B", "O"]
@@ -144,3 +150,48 @@ def test_prefixes_are_detected() -> None:
     assert has_prefixes(["O", "I-PER"])
     assert has_prefixes(["B-PER"])
     assert not has_prefixes(["NOUN", "O", "B", "E-X"])
+
+
+@settings(max_examples=30)
+@given(
+    names=st.sampled_from([BIO, ["B-A", "I-A", "E-A", "O"], ["B-A", "I-A", "T"]]),
+    row=st.lists(st.one_of(st.none(), st.integers(0, 2)), max_size=6).filter(
+        lambda row: len(row) - row.count(None) < 5
+    ),
+    seed=st.integers(0, 10_000),
+)
+def test_probability_is_the_weight_of_the_sequences_with_an_entity(
+    names: list[str], row: list[int | None], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tags = [None if number is None else names[number] for number in row]
+    read = [place for place, tag in enumerate(tags) if tag is not None]
+    scores = 2 * torch.randn(len(read), len(names), generator=generator, dtype=torch.float64)
+    shapes = ((len(names),), (len(names), len(names)), (len(names),))
+    transitions = TagTransitions(*(2 * torch.randn(shape, generator=generator) for shape in shapes))
+    weights: dict[tuple[int, ...], float] = {}
+    for sequence in itertools.product(range(len(names)), repeat=len(read)):
+        total = sum(scores[place, tag].item() for place, tag in enumerate(sequence))
+        total += sum(transitions.between[pair].item() for pair in itertools.pairwise(sequence))
+        total += transitions.start[sequence[0]].item() + transitions.end[sequence[-1]].item() if sequence else 0.0
+        weights[sequence] = math.exp(total)
+    expected = []
+    found = entity_spans(tags)
+    for entity in found:
+        kept = 0.0
+        for sequence, weight in weights.items():
+            other: list[str | None] = [None] * len(tags)
+            for place, tag in zip(read, sequence, strict=True):
+                other[place] = names[tag]
+            has_tags = other[entity["start"] : entity["end"]] == tags[entity["start"] : entity["end"]]
+            kept += weight * (has_tags and entity in entity_spans(other))
+        expected.append(kept / sum(weights.values()))
+
+    # Next to a longer sample, whose words must not count.
+    longer = torch.randn(len(read) + 2, len(names), generator=generator)
+    sums = sum_sequences([scores, longer], transitions)[0]
+
+    assert entity_probabilities(found, tags, names, sums) == pytest.approx(expected, rel=1e-9)
+    chosen = [names.index(tags[place]) for place in read]
+    rate_entities(found, read, chosen, names, scores.numpy(), transitions.document())
+    assert [entity["probability"] for entity in found] == pytest.approx(expected, abs=1e-6)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_metrics_and_predictions_of_perfect_scores() -> None:
     scores[:, :, 0], scores[:, :, -1, -1], scores[:, :, 3, 1] = 5.0, 5.0, 5.0
     for row in range(4):
         for first, last, index in list_targets(batch.target[row], 3):
-            scores[row, index, first, last] = 1.0
+            scores[row, index, first, last] = 1.0 + index
     metrics = task.metrics()
     metrics.update(scores, batch.target)
     assert {name: value.item() for name, value in metrics.compute().items()} == dict.fromkeys(task.monitors, 1.0)
@@ -169,7 +170,11 @@ def test_metrics_and_predictions_of_perfect_scores() -> None:
         expected = sorted(spans, key=lambda span: (span[0], -span[1], span[2]))
         assert answer["text"] == text
         assert answer["entities"] == [
-            {"type": label, "start": start, "end": end, "text": text[start:end]} for start, end, label in expected
+            {
+                **{"type": label, "start": start, "end": end, "text": text[start:end]},
+                "probability": pytest.approx(1 / (1 + math.exp(-1 - task.classes.labels.index(label))), abs=1e-6),
+            }
+            for start, end, label in expected
         ]
 
 

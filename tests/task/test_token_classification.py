@@ -213,9 +213,14 @@ def test_predictions_are_tags_and_entities() -> None:
             {
                 "words": ["one", "\u200b", "two", "three"],
                 "tags": ["O", None, "B-PER", "I-PER"],
-                "entities": [{"type": "PER", "start": 2, "end": 4}],
+                # Of scores 1 and 0: the class with the largest score has the probability e / (e + 4).
+                "entities": [{"type": "PER", "start": 2, "end": 4, "probability": pytest.approx(0.163709, abs=1e-6)}],
             },
-            {"words": ["one"], "tags": ["B-LOC"], "entities": [{"type": "LOC", "start": 0, "end": 1}]},
+            {
+                "words": ["one"],
+                "tags": ["B-LOC"],
+                "entities": [{"type": "LOC", "start": 0, "end": 1, "probability": pytest.approx(0.40461, abs=1e-6)}],
+            },
         ]
 
 

@@ -55,9 +55,14 @@ function showProbabilities(probabilities) {
   return list;
 }
 
+function titleOf({ probability }) {
+  // Folders of earlier versions do not say it.
+  return probability === undefined ? "" : `probability ${probability.toFixed(3)}`;
+}
+
 function showTags(answer) {
   const line = make("p");
-  const mark = (text, name) => make("mark", {}, text, make("small", { textContent: name }));
+  const mark = (text, name, title = "") => make("mark", { title }, text, make("small", { textContent: name }));
   const entities = new Map(answer.entities?.map((entity) => [entity.start, entity]));
   for (let place = 0; place < answer.words.length; ) {
     if (place) line.append(" ");
@@ -65,7 +70,7 @@ function showTags(answer) {
     const end = entity ? entity.end : place + 1;
     const text = answer.words.slice(place, end).join(" ");
     const name = entity ? entity.type : !answer.entities && answer.tags[place];
-    line.append(name && name !== "O" ? mark(text, name) : text);
+    line.append(name && name !== "O" ? mark(text, name, entity && titleOf(entity)) : text);
     place = end;
   }
   const cut = " (The last words are beyond the model's limit.)";
@@ -74,7 +79,9 @@ function showTags(answer) {
 }
 
 function showSpans(entities) {
-  const marks = entities.map(({ text, type }) => make("mark", {}, text, make("small", { textContent: type })));
+  const marks = entities.map((entity) =>
+    make("mark", { title: titleOf(entity) }, entity.text, make("small", { textContent: entity.type })),
+  );
   return make("p", {}, ...(marks.length ? marks.flatMap((mark) => [mark, " "]) : ["no entity"]));
 }
 

@@ -10,13 +10,15 @@ Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.tags import OUTSIDE, split_tag
+from trainer.tags import OUTSIDE, TagSums, split_tag
 
 _OPENING = "BSU"
 _CLOSING = "ESLU"
@@ -93,7 +95,7 @@ def entity_spans(tags: Sequence[str | None]) -> list[dict[str, str | int]]:
     known = sorted({tag for tag in tags if tag is not None})
     scheme = read_scheme(known)
     indices = [len(known) if tag is None else known.index(tag) for tag in tags]
-    entities = find_entities(torch.tensor([indices]), scheme)
+    entities = find_entities(torch.tensor([indices], dtype=torch.int64), scheme)
     starts = entities.begins[0].nonzero().flatten().tolist()
     return [
         {
@@ -103,6 +105,32 @@ def entity_spans(tags: Sequence[str | None]) -> list[dict[str, str | int]]:
         }
         for start in starts
     ]
+
+
+def entity_probabilities(
+    entities: Sequence[Mapping[str, Any]], tags: Sequence[str | None], labels: Sequence[str], sums: TagSums
+) -> list[float]:
+    """Return the probability of each entity: its words have their tags, and the words next to them do not extend it.
+
+    Args:
+        entities: The result of `entity_spans`.
+        tags: The tags of the words; None for a word that the model has not read.
+        labels: The names of the C tags.
+        sums: The sums over the sequences of tags of the words that the model has read.
+    """
+    scheme, index = read_scheme(labels), {label: place for place, label in enumerate(labels)}
+    types, opens, closes = (each.numpy()[:-1] for each in (scheme.types, scheme.opens, scheme.closes))
+    extends = (types >= 0) & (types[:, None] == types) & ~opens & ~closes[:, None]
+    is_read = np.array([tag is not None for tag in tags], dtype=bool)
+    places = is_read.cumsum() - 1
+    probabilities = []
+    for start, end in ((entity["start"], entity["end"]) for entity in entities):
+        own = [index[str(tag)] for tag in tags[start:end]]
+        # Next to a word that the model has not read, no tag extends the entity.
+        has_before, has_after = start > 0 and is_read[start - 1], end < len(tags) and is_read[end]
+        may_precede, may_follow = ~(has_before & extends[:, own[0]]), ~(has_after & extends[own[-1]])
+        probabilities.append(sums.probability(int(places[start]), own, may_precede, may_follow))
+    return probabilities
 
 
 def count_entities(predicted: Tensor, target: Tensor, scheme: Scheme, ignore_index: int = -100) -> Tensor:

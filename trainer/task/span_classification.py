@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import torch
 
 from trainer.constraints import HubPath, validated
 from trainer.errors import RowError, format_error
@@ -229,7 +230,8 @@ class SpanClassification:
     ) -> list[Prediction]:
         """Return the `text` of each row and its `entities` in the order of the text, longer ones first.
 
-        An entity has a `type`, the characters from `start` up to before `end`, and their `text`.
+        An entity has a `type`, the characters from `start` up to before `end`, their `text`, and as `probability` the
+        sigmoid of its score.
         """
         predictions: list[Prediction] = []
         texts = zip(rows["text"], encoded["starts"], encoded["ends"], output.cpu(), strict=True)
@@ -237,11 +239,16 @@ class SpanClassification:
             size = len(starts)
             is_token = np.asarray(starts) >= 0
             possible = np.triu(is_token[:, None] & is_token)
-            spans = list_spans((scores[:, :size, :size] > 0) & output.new_tensor(possible, device="cpu").bool())
-            found = {(int(starts[first]), -int(ends[last]), index) for first, last, index in spans}
+            scores = scores[:, :size, :size].masked_fill(~torch.from_numpy(possible), -torch.inf)
+            found: dict[tuple[int, int, int], float] = {}
+            for first, last, index in list_spans(scores > 0):
+                # Several tokens may be parts of one character.
+                place, score = (int(starts[first]), -int(ends[last]), index), float(scores[index, first, last])
+                found[place] = max(score, found.get(place, 0.0))
             entities = [
                 {"type": self.classes.labels[index], "start": start, "end": -end, "text": text[start:-end]}
-                for start, end, index in sorted(found)
+                | {"probability": round(float(1 / (1 + np.exp(-score))), 6)}
+                for (start, end, index), score in sorted(found.items())
             ]
             predictions.append({"text": text, "entities": entities})
         return predictions

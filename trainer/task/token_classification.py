@@ -17,9 +17,17 @@ from trainer.layout import TRANSITIONS
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.shapes import to_json
-from trainer.tags import TagTransitions, decode_tags, follows_scheme, forbid_transitions, parse_transitions
+from trainer.tags import (
+    TagTransitions,
+    decode_tags,
+    follows_scheme,
+    forbid_transitions,
+    no_transitions,
+    parse_transitions,
+    sum_sequences,
+)
 from trainer.task.class_targets import Classes
-from trainer.task.entities import entity_spans, has_prefixes
+from trainer.task.entities import entity_probabilities, entity_spans, has_prefixes
 from trainer.task.packing import select_token_outputs
 from trainer.task.supervised import fingerprint
 from trainer.task.texts import MaxLength, Texts, VocabSize
@@ -208,17 +216,31 @@ class TokenClassification:
         """Return the `words` of each row and their `tags`, None for a word that was not read.
 
         With `transitions`, the tags are the best sequence of tags; otherwise each is the best tag of its word. If tags
-        mark entities, also `entities`: the `type`, and the words from `start` up to before `end`.
+        mark entities, also `entities`: the `type`, the words from `start` up to before `end`, and the `probability`
+        of the entity among all sequences of tags.
         """
         labels = self.classes.labels
-        predictions: list[Prediction] = []
-        outputs = self._decode(select_token_outputs(output, encoded["first"], batching))
-        for words, read, scores in zip(rows["words"], encoded["read"], outputs, strict=True):
+        outputs = select_token_outputs(output, encoded["first"], batching)
+        decoded = self._decode(outputs)
+        rows_tags: list[list[str | None]] = []
+        for words, read, scores in zip(rows["words"], encoded["read"], decoded, strict=True):
             tags: list[str | None] = [None] * len(words)
             for word, index in zip(read.tolist(), scores.argmax(dim=-1).tolist(), strict=True):
                 tags[word] = labels[index]
-            prediction = {"words": list(words), "tags": tags}
-            predictions.append(prediction | ({"entities": entity_spans(tags)} if has_prefixes(labels) else {}))
+            rows_tags.append(tags)
+        answers = [{"words": list(words), "tags": tags} for words, tags in zip(rows["words"], rows_tags, strict=True)]
+        if not has_prefixes(labels):
+            return answers
+        chains = sum_sequences(outputs, self.transitions or no_transitions(len(labels)))
+        predictions: list[Prediction] = []
+        for answer, tags, sums in zip(answers, rows_tags, chains, strict=True):
+            entities = entity_spans(tags)
+            probabilities = entity_probabilities(entities, tags, labels, sums)
+            rated = [
+                {**entity, "probability": round(probability, 6)}
+                for entity, probability in zip(entities, probabilities, strict=True)
+            ]
+            predictions.append({**answer, "entities": rated})
         return predictions
 
     def _decode(self, outputs: list[Tensor]) -> list[Tensor]:

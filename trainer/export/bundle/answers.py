@@ -85,8 +85,8 @@ class Embeddings:
 class Tags:
     """Prints a JSON object per row: `words`, their `tags` (null for words after the model's limit), and `entities`.
 
-    An entity has a `type` and consists of the words from `start` to before `end`. If the folder has transitions.json,
-    the tags are the best sequence of tags for the scores of words and of transitions.
+    An entity has a `type`, the words from `start` to before `end`, and its `probability` among all sequences of tags.
+    If the folder has transitions.json, the tags are the best sequence for the scores of words and of transitions.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -95,6 +95,7 @@ class Tags:
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
         names = self.folder.read_json("tags.json")
         transitions = self.folder.read_rule("transitions.json", None)
+        has_spans = any(name.startswith(("B-", "I-")) for name in names)
         answers: list[Row] = []
         for row, scores, words in zip(rows, logits, inputs["words"].tolist(), strict=True):
             # The first token of a word has its tag.
@@ -104,15 +105,19 @@ class Tags:
             best = chosen.argmax(axis=-1).tolist() if transitions is None else best_sequence(chosen, transitions)
             tag_of = {word: names[number] for word, number in zip(read, best, strict=True)}
             tags = [tag_of.get(word) for word in range(len(row["words"]))]
-            has_spans = any(name.startswith(("B-", "I-")) for name in names)
-            answers.append({"words": row["words"], "tags": tags, **({"entities": entities(tags)} if has_spans else {})})
+            answer: Row = {"words": row["words"], "tags": tags}
+            if has_spans:
+                answer["entities"] = entities(tags)
+                rate_entities(answer["entities"], read, best, names, chosen, transitions)
+            answers.append(answer)
         return answers
 
 
 class Spans:
     """Prints a JSON object per row: the `text` and its `entities`, which may be in each other.
 
-    An entity has a `type`, the characters from `start` to before `end`, and their `text`.
+    An entity has a `type`, the characters from `start` to before `end`, their `text`, and as `probability` the sigmoid
+    of its score.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -123,10 +128,15 @@ class Spans:
         answers: list[Row] = []
         for row, own, starts, ends in zip(rows, scores, inputs["starts"], inputs["ends"], strict=True):
             possible = np.triu((starts >= 0)[:, None] & (starts >= 0))
-            found = {(int(starts[i]), -int(ends[j]), int(c)) for c, i, j in np.argwhere((own > 0) & possible)}
+            found: dict[tuple[int, int, int], float] = {}
+            for number, first, last in np.argwhere((own > 0) & possible).tolist():
+                # Several tokens may be parts of one character.
+                place, score = (int(starts[first]), -int(ends[last]), number), float(own[number, first, last])
+                found[place] = max(score, found.get(place, 0.0))
             entities = [
                 {"type": labels[number], "start": start, "end": -end, "text": row["text"][start:-end]}
-                for start, end, number in sorted(found)
+                | {"probability": round(float(1 / (1 + np.exp(-score))), 6)}
+                for (start, end, number), score in sorted(found.items())
             ]
             answers.append({"text": row["text"], "entities": entities})
         return answers
@@ -201,6 +211,48 @@ def best_sequence(scores: np.ndarray, transitions: Row) -> list[int]:
     for pointers in reversed(before):
         tags.append(int(pointers[tags[-1]]))
     return tags[::-1]
+
+
+def rate_entities(
+    spans: list[Row], read: list[int], tags: list[int], names: list[str], scores: np.ndarray, transitions: Row | None
+) -> None:
+    """Give each entity its `probability`: its words have their tags, and the words next to them do not extend it.
+
+    The sums over all sequences of tags are those of the forward-backward algorithm (Culotta and McCallum 2004).
+    """
+    if not spans:
+        return
+    scores, size = scores.astype(np.float64), len(names)
+    none: Row = {"start": np.zeros(size), "between": np.zeros((size, size)), "end": np.zeros(size)}
+    start, between, end = (np.array((transitions or none)[name], dtype=np.float64) for name in none)
+    before, after = [start + scores[0]], [end]
+    for word in scores[1:]:
+        before.append(np.logaddexp.reduce(before[-1][:, None] + between, axis=0) + word)
+    for word in scores[:0:-1]:
+        after.insert(0, np.logaddexp.reduce(between + word + after[0], axis=1))
+    everything = np.logaddexp.reduce(before[-1] + end)
+    parts = [(name[0], name[2:]) if name[1:2] == "-" and name[0] in "BIESLU" else ("S", None) for name in names]
+    extends = np.array(
+        [[one == other and a not in "ESLU" and b not in "BSU" for b, other in parts] for a, one in parts]
+    )
+    for span in spans:
+        first = read.index(span["start"])
+        last = first + span["end"] - span["start"] - 1
+        own = tags[first : last + 1]
+        total = scores[range(first + 1, last + 1), own[1:]].sum() + between[own[:-1], own[1:]].sum()
+        if first:
+            is_next = read[first - 1] == span["start"] - 1
+            sums = (before[first - 1] + between[:, own[0]])[~(extends[:, own[0]] & is_next)]
+            total += np.logaddexp.reduce(sums, initial=-np.inf) + scores[first, own[0]]
+        else:
+            total += before[0][own[0]]
+        if last < len(read) - 1:
+            is_next = read[last + 1] == span["end"]
+            sums = (between[own[-1]] + scores[last + 1] + after[last + 1])[~(extends[own[-1]] & is_next)]
+            total += np.logaddexp.reduce(sums, initial=-np.inf)
+        else:
+            total += after[last][own[-1]]
+        span["probability"] = round(float(np.exp(min(0.0, total - everything))), 6)
 
 
 def by_label(value: Any, labels: list[str]) -> np.ndarray:
