@@ -23,6 +23,7 @@ from trainer.cli import main
 from trainer.commands.run_folders import read_run
 from trainer.data.quality import GROUP_DIGEST, INPUT_DIGEST, TARGET_DIGEST, measure_quality
 from trainer.report.screen import Course, EvaluationTable
+from trainer.run import Validation
 from trainer.state import Score, TrainState
 from trainer.validation_sets import by_split, file_stem, select_monitored, set_problem
 
@@ -274,7 +275,8 @@ def test_the_split_of_a_score_survives_and_is_left_out_of_a_single_set() -> None
 
 
 def test_the_table_of_evaluations_names_the_set_and_marks_the_monitored_one() -> None:
-    course = Course(8, 1.0, "accuracy", lambda: True, split="validation/noisy")
+    noisy = Validation({}, "validation/noisy", "accuracy", lambda: True)
+    course = Course(8, 1.0, "accuracy", noisy.score, split="validation/noisy")
     table, lines = EvaluationTable(), []
     for split, accuracy in (("validation/clean", 0.9), ("validation/noisy", 0.5)):
         values = {"split": split, "weights": "raw", "loss": 1.0, "accuracy": accuracy}

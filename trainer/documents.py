@@ -301,6 +301,15 @@ def file_entries(manifest: Document) -> Iterator[Document]:
     yield from manifest["files"]
 
 
+def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a document with its dotted key; an empty mapping counts as a value."""
+    for key, value in document.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _check_place(folder: Path, name: str) -> None:
     """Check that a manifest names a file inside its folder, also after links have been followed."""
     path = PurePosixPath(name)

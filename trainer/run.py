@@ -85,7 +85,8 @@ class Validation:
 
     def score(self, values: Mapping[str, float], weights: str) -> Score:
         """Return the score of weights with these values on the monitored split."""
-        return Score.of(values, self.monitor, self.higher_is_better, weights, self.split)
+        value, loss = values[self.monitor], values.get("loss")
+        return Score(self.monitor, value, self.higher_is_better, weights, loss, self.split)
 
 
 @dataclass(frozen=True)

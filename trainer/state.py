@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from trainer.protocols import StateDict
 from trainer.validation_sets import VALIDATION
@@ -29,11 +27,6 @@ class Score:
     weights: str
     loss: float | None = None
     split: str = VALIDATION
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], name: str, higher_is_better: bool, weights: str, split: str) -> Score:
-        """Return the score in the values of an evaluation on a split."""
-        return cls(name, values[name], higher_is_better, weights, values.get("loss"), split)
 
     def is_better_than(self, other: Score | None) -> bool:
         """Return whether the score is strictly better, by its loss if the values are equal; NaN is never better."""

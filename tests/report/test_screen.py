@@ -23,11 +23,14 @@ from trainer.report.events import Reports
 from trainer.report.live import LiveLines, is_notebook
 from trainer.report.logs import log_to_file_and_screen
 from trainer.report.screen import Course, Display, Lines, Pace, estimate_time, open_screen, wrap_fields
+from trainer.run import Validation
 from trainer.state import Score
 
 TRAIN = {"loss": 2.3412, "lr": 1.2e-4, "grad_norm": 0.9, "samples_per_second": 812.4}
 MORE = {"tokens_per_second": 51234.4, "mfu": 0.4312, "memory": 1_500_000_000}
 EVAL = {"split": "validation", "weights": "raw", "loss": 1.5, "accuracy": 0.8, "macro_f1": 0.7, "top_5_accuracy": 0.97}
+
+ACCURACY = Validation({}, "validation", "accuracy", lambda: True)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +62,7 @@ class Screen(io.StringIO):
 
 
 def course(total_steps: int = 930, **values: Any) -> Course:
-    return Course(total_steps, total_steps / 77.5, "accuracy", find_direction=lambda: True, **values)
+    return Course(total_steps, total_steps / 77.5, "accuracy", ACCURACY.score, **values)
 
 
 def open_on(screen: Screen, total_steps: int = 930, **values: Any) -> Display:
@@ -337,7 +340,7 @@ def test_a_notebook_gets_live_lines_in_one_output(
     )
     display = open_screen("rich", open_console("plain"))
     assert display is not None
-    display.start_training(Course(10, 1.0, "accuracy", lambda: True))
+    display.start_training(Course(10, 1.0, "accuracy", ACCURACY.score))
     display.log("start", step=0, epoch=0.0, values={})
     display.log("eval", step=5, epoch=0.5, values={"split": "validation", "weights": "raw", "accuracy": 0.5})
     display.end_training()

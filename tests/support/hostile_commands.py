@@ -5,7 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from trainer.config import jobs, schema
-from trainer.config.groups import Groups, leaves, own_folder
+from trainer.config.groups import Groups, own_folder
+from trainer.documents import flatten
 
 SECRET = "hunter2"
 """A password that no output may contain."""
@@ -269,7 +270,8 @@ def _key(random: Random, verb: str) -> str:
             (*NASTY_TEXTS, ".".join("abc" * 80), "a.b.c", ".", "..", "seed.", ".seed", "model.config.x.y")
         )
     else:
-        key = random.choice([*leaves(schema.defaults(jobs.JOBS[verb])), *jobs.STORED_SECTIONS, "experiment", "debug"])
+        keys = dict(flatten(schema.defaults(jobs.JOBS[verb])))
+        key = random.choice([*keys, *jobs.STORED_SECTIONS, "experiment", "debug"])
     if random.random() < 0.08:
         key += random.choice((".x", ".0", ".-1", ".y.z", "." + "k" * 300, *(f".{special}" for special in SPECIAL_KEYS)))
     return random.choice(("", "", "", "", "+", "++", "~", "+++", "~~", "@", "!")) + key

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.commands.diff_rows import compare_rows, print_comparison
-from trainer.commands.run_folders import RunRecord, flatten, list_runs_newest_first, read_run
+from trainer.commands.run_folders import RunRecord, list_runs_newest_first, read_run
 from trainer.commands.sweep import is_sweep_folder
 from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
-from trainer.documents import EVALUATION_PARTS
+from trainer.documents import EVALUATION_PARTS, flatten
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
 from trainer.report.console import format_number, open_console, print_indented, print_table

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trainer.commands.diff_rows import NO_DIFFERENCE, signed, signed_range
-from trainer.commands.run_folders import flatten
 from trainer.commands.sweep import read_results
 from trainer.documents import SWEEP as SWEEP_SHAPE
-from trainer.documents import read_document
+from trainer.documents import flatten, read_document
 from trainer.layout import SWEEP, Document
 from trainer.report.console import print_indented, print_table
 from trainer.report.metric_names import metric_range

@@ -114,13 +114,13 @@ def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
     from tokenizers import Tokenizer
 
     from trainer.decode.generation import TextGenerator
-    from trainer.decode.onnx_session import OnnxSession, load_graph
+    from trainer.decode.onnx_session import OnnxSession, start_session
     from trainer.export.folder import require_intact
 
     require_intact(graph, [TOKENIZER])
     try:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        session = load_graph(graph)
+        session = start_session(graph)
     except Exception as error:  # many types: the folder may come from anywhere
         problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         raise CheckpointError(format_error(str(folder), problem, "Copy the artifact folder again")) from error

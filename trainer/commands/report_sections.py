@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.commands.run_folders import RunRecord, flatten
+from trainer.commands.run_folders import RunRecord
 from trainer.config import schema
 from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import TrainJob
 from trainer.display import masked_config
-from trainer.documents import read_export_manifest
+from trainer.documents import flatten, read_export_manifest
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
 from trainer.report.metric_names import monitored_first, words

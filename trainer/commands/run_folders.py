@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -297,12 +297,3 @@ def _read_evaluation(file: Path) -> Document:
     document: Document = read_document(file, EVALUATION, "Evaluate again: trainer eval")
     document.pop(CHECKSUM, None)
     return {key: math.nan if value is None else value for key, value in document.items()}
-
-
-def flatten(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every value of a config with its dotted key; an empty mapping counts as a value."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -78,16 +78,10 @@ def show_start(
     job: TrainJob, notes: Sequence[str], training: Training, folder: Path, console: Console, screen: Display | Lines
 ) -> None:
     """Print what the run is: a line each for its folder, data, model and steps. Its log says more."""
-    run, state = training.run, training.state
-    monitor = run.validation
+    run, state, validation = training.run, training.state, training.run.validation
+    total, per_epoch, best = run.steps.total, run.steps.per_epoch, (state.best, state.best_step)
     screen.start_training(
-        Course(
-            run.steps.total,
-            run.steps.total / run.steps.per_epoch,
-            monitor.monitor,
-            lambda: monitor.higher_is_better,
-            *(state.best, state.best_step, monitor.split),
-        )
+        Course(total, total / per_epoch, validation.monitor, validation.score, *best, validation.split)
     )
     duration = f"{run.steps.total} of {_micro_batches(job, run)}; {run.steps.per_epoch} per epoch"
     resumed = f", from step {state.step}" if state.step else ""
@@ -98,7 +92,7 @@ def show_start(
         "data": training.data_report.summary(),
         "model": f"{num_parameters:,} parameters, {job.precision}, {_device_name(run)}",
         "steps": duration + resumed,
-        "monitor": f"{monitor.monitor} on {monitor.split}" if len(monitor.evaluators) > 1 else "",
+        "monitor": f"{validation.monitor} on {validation.split}" if len(validation.evaluators) > 1 else "",
     }
     for name, line in lines.items():
         if line and line != _printed.get(name):  # which it may be in a later job of a sweep

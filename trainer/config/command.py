@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
-from trainer.config.groups import Groups, KnownKeys, leaves
+from trainer.config.groups import Groups, KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
@@ -24,6 +24,7 @@ from trainer.config.stored import (
 from trainer.config.sweep import Sweep, find_sweep
 from trainer.config.trust import keep_references, literal_problems, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config, validate_value
+from trainer.documents import flatten
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import SWEEP, expand_home
 
@@ -268,8 +269,8 @@ def _derive(
     explicit = line.overrides.keys()
     kept = compose.drop_replaced_keys(config, choices, explicit, line.groups)
     # Compared as wholes: a name in a mapping may contain a dot, as those of files in data.mix.
-    known = {*leaves(kept)}
-    dropped = [path for path in leaves(config) if path not in known]
+    known = dict(flatten(kept))
+    dropped = [path for path, _ in flatten(config) if path not in known]
     if dropped:
         findings.notes.append(f"left out {', '.join(dropped)}, which belong to the replaced _target_")
     kept, notes = inherit_tokenizer(kept, explicit)

@@ -9,6 +9,7 @@ from trainer.annotations import literals
 from trainer.config import signatures
 from trainer.config.groups import OWN, Groups
 from trainer.config.metrics import declared_kind, metric_names, name_problem
+from trainer.config.signatures import part_attribute
 from trainer.errors import did_you_mean, format_error
 from trainer.validation_sets import by_split, select_monitored, set_problem, validation_of
 
@@ -66,12 +67,12 @@ def value_at(config: object, key: str) -> Any:
 
 
 def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
-    taken, targets = _attribute(config, "loss", "targets"), _targets(config)
+    taken, targets = part_attribute(config, "loss", "targets"), _targets(config)
     for target, reason in targets.items() if taken else ():
         if target not in taken:
             declared = {option: _declared(groups, "loss", option, "targets") for option in groups.options("loss")}
             fitting = [option for option, values in declared.items() if {*targets} <= {*values}]
-            if not _attribute(config, "task", "tags_sequences"):
+            if not part_attribute(config, "task", "tags_sequences"):
                 fitting = [option for option in fitting if not _declared(groups, "loss", option, "needs_sequences")]
             problem = incompatible_targets(taken, target) + reason
             yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss", groups))
@@ -79,9 +80,9 @@ def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str
 
 def _validate_sequences(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problem of a loss of sequences of tags with a task that is known to have none."""
-    if not _attribute(config, "loss", "needs_sequences") or _attribute(config, "task", "tags_sequences"):
+    if not part_attribute(config, "loss", "needs_sequences") or part_attribute(config, "task", "tags_sequences"):
         return
-    if _attribute(config, "task", "target") == "class":  # other targets are a problem of `_validate_targets`
+    if part_attribute(config, "task", "target") == "class":  # other targets are a problem of `_validate_targets`
         options = groups.options("task")
         fitting = [option for option in options if _declared(groups, "task", option, "tags_sequences")]
         problem = f"scores sequences of tags, but the task is {_name(config, 'task', groups)}"
@@ -91,8 +92,8 @@ def _validate_sequences(config: Mapping[str, Any], groups: Groups) -> Iterator[s
 
 def _targets(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the types of the task's targets in evaluation and training, each with the reason for it."""
-    target = _attribute(config, "task", "target")
-    keys = _attribute(config, "task", "shares_by") or ()
+    target = part_attribute(config, "task", "target")
+    keys = part_attribute(config, "task", "shares_by") or ()
     amounts = {key: value_at(config["task"], key) for key in keys}
     mixing = [f"task.{key}" for key, amount in amounts.items() if isinstance(amount, int | float) and amount > 0]
     targets = {target: ""} if target else {}
@@ -105,7 +106,7 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
         ("levels", "level", "has an output for each {}, but the task needs one for each {}"),
     )
     for declared, needed, problem in pairs:
-        supported, value = _attribute(config, "model", declared), _attribute(config, "task", needed)
+        supported, value = part_attribute(config, "model", declared), part_attribute(config, "task", needed)
         if supported and value and value not in supported:
             options = groups.options("model")
             fitting = [option for option in options if value in _declared(groups, "model", option, declared)]
@@ -115,7 +116,7 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
 
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of a monitored metric that the task never has, whatever its data."""
-    known, monitor = _attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
+    known, monitor = part_attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
     if isinstance(monitor, str):
         if set_problem(monitor, validation := validation_of(config.get("data"))) is not None:
             return
@@ -130,7 +131,7 @@ def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _validate_causality(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """A language model must not see the token it predicts; a masked one must see the tokens after it."""
-    needed, causal = _attribute(config, "task", "causal"), _attribute(config, "model", "causal")
+    needed, causal = part_attribute(config, "task", "causal"), part_attribute(config, "model", "causal")
     if needed is None or causal is None or needed == causal:
         return
     problem = "sees the tokens that it must predict" if needed else "does not see the tokens after a masked token"
@@ -150,7 +151,7 @@ def _validate_dropout(config: Mapping[str, Any], problem: str, other_remedy: str
     model = config.get("model")
     if not isinstance(model, Mapping):
         return
-    is_known = _attribute(config, "model", "inputs") is not None and "path" not in model
+    is_known = part_attribute(config, "model", "inputs") is not None and "path" not in model
     if is_known and not any(value_at(model, key) for key in ("dropout", "lora.dropout", "head_dropout")):
         has_key = "dropout" in model
         remedy = f"{'Set it above 0' if has_key else 'Use a model with dropout'}, or {other_remedy}"
@@ -180,7 +181,7 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problems of the keys that decide which samples an epoch has."""
     sampler, column, weights = (value_at(config, f"loader.{key}") for key in ("sampler", "sampler_column", "weights"))
     mix, source = value_at(config, "data.mix"), str(value_at(config, "data._target_"))
-    if mix is not None and source.startswith(OWN) and _attribute(config, "data", "row_noun") is None:
+    if mix is not None and source.startswith(OWN) and part_attribute(config, "data", "row_noun") is None:
         problem = "needs a source whose training files you name"
         yield format_error("data.mix", problem, "Use data=files, data=lines or data=conll, or set data.mix=null")
     if weights is not None and sampler in ("shuffled", "balanced"):
@@ -203,8 +204,8 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
         yield format_error(f"loader.{key}", "does not support data.corrections", remedy, value=named)
     by_class = sampler == "balanced" or (sampler == "weighted" and isinstance(weights, Mapping))
     target = str(value_at(config, "task._target_"))
-    has_class = _attribute(config, "task", "target") == "class" and _attribute(config, "task", "level") != "token"
-    if by_class and column is None and target.startswith(OWN) and not has_class:
+    kind, level = (part_attribute(config, "task", name) for name in ("target", "level"))
+    if by_class and column is None and target.startswith(OWN) and not (kind == "class" and level != "token"):
         problem = "the rows of this task have no single class"
         remedy = "Set loader.sampler_column=<column>, or loader.sampler=weighted loader.weights=<column of numbers>"
         yield format_error("loader.sampler", problem, remedy, value=sampler)
@@ -212,12 +213,12 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _validate_perturbation(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problems of embeddings that the model lacks or does not train, and of two passes that are equal."""
-    perturbs = _attribute(config, "perturb", "perturbs")
+    perturbs = part_attribute(config, "perturb", "perturbs")
     if perturbs == "outputs":
         yield from _validate_two_passes(config, groups)
     if perturbs != "embeddings" or value_at(config, "perturb.targets") is not None:
         return
-    inputs = _attribute(config, "model", "inputs")
+    inputs = part_attribute(config, "model", "inputs")
     remedy = "Use perturb=awp, or name weights in perturb.targets"
     problem = None
     if inputs and "tokens" not in inputs:
@@ -230,7 +231,7 @@ def _validate_perturbation(config: Mapping[str, Any], groups: Groups) -> Iterato
 
 def _validate_two_passes(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
     """Yield the problems of what compares the outputs of two dropout masks."""
-    name, taken = _name(config, "perturb", groups), _attribute(config, "perturb", "targets")
+    name, taken = _name(config, "perturb", groups), part_attribute(config, "perturb", "targets")
     for target in _targets(config) if taken else ():
         if target not in taken:
             yield format_error("perturb", incompatible_targets(taken, target), SUM_REMEDY, value=name)
@@ -243,25 +244,25 @@ def _validate_two_passes(config: Mapping[str, Any], groups: Groups) -> Iterator[
 
 def _is_batch_statistic(config: Mapping[str, Any]) -> bool:
     """Return whether the loss is known to be a statistic of the whole batch."""
-    by = _attribute(config, "loss", "statistic_by") or {}
+    by = part_attribute(config, "loss", "statistic_by") or {}
     values = {key: value_at(config, f"loss.{key}") for key in by}
-    return _attribute(config, "loss", "is_batch_statistic") is True or any(values[key] in by[key] for key in by)
+    return part_attribute(config, "loss", "is_batch_statistic") is True or any(values[key] in by[key] for key in by)
 
 
 def _missing_head(config: Mapping[str, Any], groups: Groups) -> tuple[str, str] | None:
     """Return why the model is known to have no head of its own, and the change that gives it one."""
-    outputs_by = _attribute(config, "task", "outputs_by")
+    outputs_by = part_attribute(config, "task", "outputs_by")
     if outputs_by is not None and value_at(config, f"task.{outputs_by}") is None:
         return f"the model has no head, because task.{outputs_by} is null", f"Set task.{outputs_by}=128"
     if value_at(config, "model.features"):
         return None
-    if value_at(config, "model.tie_embeddings") is True and _attribute(config, "task", "causal") is True:
+    if value_at(config, "model.tie_embeddings") is True and part_attribute(config, "task", "causal") is True:
         return "the model uses its embeddings as the output layer and has no head of its own", (
             "Set model.tie_embeddings=false"
         )
-    inputs, readable = _attribute(config, "task", "inputs"), _attribute(config, "model", "inputs") or ()
+    inputs, readable = part_attribute(config, "task", "inputs"), part_attribute(config, "model", "inputs") or ()
     is_own = str(value_at(config, "model._target_")).startswith(OWN)
-    if is_own and inputs in readable and inputs not in (_attribute(config, "model", "ends_with_head") or ()):
+    if is_own and inputs in readable and inputs not in (part_attribute(config, "model", "ends_with_head") or ()):
         return f"{_name(config, 'model', groups)} of {inputs} has no layer whose inputs could be dropped", (
             "Use another model"
         )
@@ -283,7 +284,7 @@ def _validate_head_dropout(config: Mapping[str, Any], groups: Groups) -> Iterato
         yield format_error(
             key, "all masks are equal without model.head_dropout", "Set model.head_dropout=0.3", value=masks
         )
-    if _attribute(config, "perturb", "perturbs") == "outputs":
+    if part_attribute(config, "perturb", "perturbs") == "outputs":
         yield format_error(key, "does not support perturb=r_drop, which has two masks", f"Set {key}=1", value=masks)
     if _is_batch_statistic(config):
         yield format_error(key, MASKS_WITHOUT_STATISTIC, f"Set {key}=1", value=masks)
@@ -291,7 +292,7 @@ def _validate_head_dropout(config: Mapping[str, Any], groups: Groups) -> Iterato
 
 def _weight_axes(config: Mapping[str, Any]) -> int:
     """Return the most axes of a weight: four for 2-d convolutions, unless the model is known to read no images."""
-    inputs = _attribute(config, "model", "inputs") or ("images",)
+    inputs = part_attribute(config, "model", "inputs") or ("images",)
     return 4 if "images" in inputs or "path" in config["model"] else 2
 
 
@@ -299,7 +300,7 @@ def _smallest_weight(config: Mapping[str, Any]) -> int | None:
     """Return the number of units of the smallest weight of a transformer, unless weights are pruned together."""
     prune, model = config["prune"], config["model"]
     dim, hidden = model.get("dim"), model.get("hidden")
-    together = _attribute(config, "prune", "PRUNES_TOGETHER")
+    together = part_attribute(config, "prune", "PRUNES_TOGETHER")
     if together or "heads" not in model or not isinstance(dim, int) or not isinstance(hidden, int):
         return None
     return min(dim, hidden) * (1 if "dim" in prune else dim)
@@ -316,12 +317,6 @@ def validate_formats(config: Mapping[str, Any], groups: Groups) -> Iterator[str]
         fitting = [name for name in literals(signature.annotations["formats"]) if name != _CACHE] if signature else []
         problem = f"{_CACHE} needs a causal language model, but the task is {_name(config, 'task', groups)}"
         yield format_error("export.formats", problem, f"Use some of {', '.join(fitting)}", value=formats)
-
-
-def _attribute(config: Mapping[str, Any], group: str, name: str) -> Any:
-    part = config.get(group)
-    target = part.get("_target_") if isinstance(part, Mapping) else None
-    return signatures.attribute(target, name) if isinstance(target, str) else None
 
 
 def _declared(groups: Groups, group: str, option: str, name: str) -> Collection[str]:

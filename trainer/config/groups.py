@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -16,6 +16,7 @@ import yaml
 
 from trainer.config import jobs, schema
 from trainer.config.foreign_names import as_text, foreign_name
+from trainer.documents import flatten
 from trainer.errors import ConfigError, format_error
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class KnownKeys:
         foreign = None if self.is_stored else foreign_name(path)
         top = path.partition(".")[0]
         groups = {*schema.groups(self.job_type), *jobs.preset_groups(self.job_type)}
-        if foreign is None or not foreign.fits({*leaves(self.tree), *groups}):
+        if foreign is None or not foreign.fits({*dict(flatten(self.tree)), *groups}):
             return ""
         if "." in path and top in self.tree and not foreign.override.startswith(f"{top}."):
             return ""  # the name of a key of this section, misspelled
@@ -320,7 +321,7 @@ class KnownKeys:
         if near := get_close_matches(name, siblings, n=1, cutoff=0.6):
             return f"Did you mean {prefix}{near[0]}?"
         itself = f"{prefix}{name}"
-        names = {path: path.rpartition(".")[2] for path in leaves(self.tree)}
+        names = {path: path.rpartition(".")[2] for path, _ in flatten(self.tree)}
         near = [name] if parent else get_close_matches(name, [*names.values()], n=1, cutoff=0.85)
         if elsewhere := [path for path, last in names.items() if last in near and path != itself]:
             return f"Did you mean {' or '.join(elsewhere)}?"
@@ -379,12 +380,3 @@ def find(tree: object, path: str) -> Any:
 def is_known(tree: Mapping[str, Any], path: str) -> bool:
     """Return whether there is a value at a dotted path."""
     return find(tree, path) is not _ABSENT
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every value."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.config import signatures
 from trainer.config.groups import OWN
+from trainer.config.signatures import part_attribute
 from trainer.errors import format_error
 
 _NAMED = f"{OWN}task.named_metrics.build_named_metric"
@@ -42,8 +43,8 @@ def kind_of(target: str, *, level: str | None, causal: bool | None) -> str:
 
 def declared_kind(config: Mapping[str, Any]) -> str | None:
     """Return the kind of the task of a config, from its source; None if it does not declare it."""
-    target = _declared(config, "target")
-    return kind_of(target, level=_declared(config, "level"), causal=_declared(config, "causal")) if target else None
+    target, level, causal = (part_attribute(config, "task", name) for name in ("target", "level", "causal"))
+    return kind_of(target, level=level, causal=causal) if target else None
 
 
 def metric_name(entry: str | Mapping[str, Any]) -> str:
@@ -99,7 +100,7 @@ def validate_metrics(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(entries, list):
         return
     has_task = "task" in config  # else it is checked with the config of the run
-    own, kind = _declared(config, "monitors") or (), declared_kind(config)
+    own, kind = part_attribute(config, "task", "monitors") or (), declared_kind(config)
     for number, entry in enumerate(entries):
         path = f"metrics.{number}"
         if isinstance(entry, str):
@@ -121,9 +122,3 @@ def _validate_class(path: str, entry: Mapping[str, Any], own: Collection[str]) -
     elif name == "loss" or name in own:
         problem = "is the name of a value that the task reports"
         yield format_error(f"{path}.name", problem, f"Set another one: name: my_{name}", value=name)
-
-
-def _declared(config: Mapping[str, Any], name: str) -> Any:
-    task = config.get("task")
-    target = task.get("_target_") if isinstance(task, Mapping) else None
-    return signatures.attribute(target, name) if isinstance(target, str) else None

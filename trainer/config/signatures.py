@@ -147,6 +147,13 @@ def attribute(target: str, name: str) -> Any:
     return _literal(module.names.get(name))
 
 
+def part_attribute(config: Mapping[str, Any], group: str, name: str) -> Any:
+    """Return a literal that the part of a group declares, as `attribute` does."""
+    part = config.get(group)
+    target = part.get("_target_") if isinstance(part, Mapping) else None
+    return attribute(target, name) if isinstance(target, str) else None
+
+
 # Modules
 
 

@@ -42,7 +42,7 @@ class Course:
         total_steps: Optimizer steps of the whole run.
         total_epochs: The same in passes over the data.
         monitor: The metric that picks the best weights.
-        find_direction: Returns True if higher is better; called at the first evaluation, as it loads a large library.
+        score: Returns the score of the values of an evaluation and the name of its weights.
         best: The best score so far; None if there is none.
         best_step: Its step.
         split: The validation split of the metric.
@@ -51,18 +51,16 @@ class Course:
     total_steps: int
     total_epochs: float
     monitor: str
-    find_direction: Callable[[], bool]
+    score: Callable[[Mapping[str, Any], str], Score]
     best: Score | None = None
     best_step: int | None = None
     split: str = VALIDATION
 
     def observe(self, step: int, values: Mapping[str, Any]) -> bool:
         """Return whether an evaluation has the best score so far."""
-        from trainer.state import Score  # here, because a config error is reported without torch
-
         if self.monitor not in values or values.get("split", self.split) != self.split:
             return False
-        score = Score.of(values, self.monitor, self.find_direction(), values["weights"], self.split)
+        score = self.score(values, values["weights"])
         if not score.is_better_than(self.best):
             return False
         self.best, self.best_step = score, step

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from trainer.display import displayable
+from trainer.documents import flatten
 from trainer.layout import Document
 from trainer.report.events import name_scalars
 from trainer.report.statistics import Confusion
@@ -114,15 +115,6 @@ class TensorBoard:
     def _print_errors_of_others(self, arguments: threading.ExceptHookArgs) -> None:
         if type(arguments.thread).__module__.partition(".")[0] != "tensorboard":
             self._excepthook(arguments)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the full key and the value of each key of a config."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _cell(value: object) -> str:

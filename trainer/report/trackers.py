@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.documents import flatten
 from trainer.ownership import read_tracker_ids, write_tracker_ids
 from trainer.protocols import Event, Observer, RunView
 from trainer.report.events import name_scalars
-from trainer.report.tensorboard import flatten
 
 PROJECT = "trainer"
 """The project or experiment that contains the runs, unless a variable of the tracker's own names another."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from trainer.errors import ConfigError, format_error
 from trainer.protocols import StateDict, TaskInfo
 from trainer.task.class_targets import most_likely
 from trainer.task.supervised import fingerprint
-from trainer.task.texts import Texts
+from trainer.task.texts import Texts, TextTask
 from trainer.task.tokenization import find_special_id
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import MetricCollection
 
-    from trainer.mapped_files import MappedRows
 
-
-class LanguageModeling:
+class LanguageModeling(TextTask):
     """The methods of `Task` that causal and masked language modeling share.
 
     Args:
@@ -57,12 +55,6 @@ class LanguageModeling:
                 np.add.at(counts, encoding.ids, 1)
         self.token_counts = counts.tolist()
 
-    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
-        return self.texts.check(encoded)
-
-    def lengths(self, encoded: MappedRows) -> np.ndarray:
-        return self.texts.lengths(encoded)
-
     def info(self) -> TaskInfo:
         fields = self.texts.info_fields()
         return TaskInfo(
@@ -78,18 +70,6 @@ class LanguageModeling:
         from trainer.task.classification_metrics import language_metrics
 
         return language_metrics()
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.texts.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.texts.example(sizes, generator)
-
-    def artifact_files(self) -> dict[str, str]:
-        return self.texts.artifact_files()
 
     def state_dict(self) -> StateDict:
         return {**self.texts.state_dict(), "token_counts": self.token_counts}

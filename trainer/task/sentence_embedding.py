@@ -14,7 +14,7 @@ from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.numeric import SimilarityTarget
 from trainer.task.supervised import fingerprint
-from trainer.task.texts import MaxLength, Texts, VocabSize
+from trainer.task.texts import MaxLength, Texts, TextTask, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,7 @@ _TEXT_ROLES: dict[Supervision, tuple[str, ...]] = {
 _MONITORS: dict[Supervision, str] = {"none": "loss", "pairs": "mrr", "triplets": "mrr", "scored": "spearman"}
 
 
-class SentenceEmbedding:
+class SentenceEmbedding(TextTask):
     """Map a text to a vector. Each sample of a batch has K texts, whose vectors follow each other in the output.
 
     `supervision` tells which texts mean the same:
@@ -211,18 +211,6 @@ class SentenceEmbedding:
     ) -> list[Prediction]:
         """Return the `embedding` of each row of vectors (B, D), as numbers."""
         return [{"embedding": row} for row in output.float().tolist()]
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.texts.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.texts.example(sizes, generator)
-
-    def artifact_files(self) -> dict[str, str]:
-        return self.texts.artifact_files()
 
     def state_dict(self) -> StateDict:
         return {**self.texts.state_dict(), "num_train": self.num_train, **self.similarity_target.state_dict()}

@@ -224,6 +224,34 @@ class Texts:
         self._tokenizer.enable_truncation(self.max_length)
 
 
+class TextTask:
+    """The methods of `Task` that concern only the texts, for tasks whose targets depend on the tokens.
+
+    Attributes:
+        texts: Encodes the texts.
+    """
+
+    texts: Texts
+
+    def check(self, encoded: Mapping[str, MappedRows]) -> list[str]:
+        return self.texts.check(encoded)
+
+    def lengths(self, encoded: MappedRows) -> np.ndarray:
+        return self.texts.lengths(encoded)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return self.texts.axes()
+
+    def axis_limits(self) -> dict[str, tuple[int, int]]:
+        return self.texts.axis_limits()
+
+    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
+        return self.texts.example(sizes, generator)
+
+    def artifact_files(self) -> dict[str, str]:
+        return self.texts.artifact_files()
+
+
 def row_lengths(encoded: MappedRows, column: str) -> np.ndarray:
     """Return the number of values in each row of a column of lists, int64 (N,)."""
     offsets = (as_array(chunk[column].combine_chunks().offsets) for chunk in read_chunks(encoded, column))

@@ -30,7 +30,7 @@ from trainer.task.class_targets import Classes
 from trainer.task.entities import entity_probabilities, entity_spans, has_prefixes
 from trainer.task.packing import select_token_outputs
 from trainer.task.supervised import fingerprint
-from trainer.task.texts import MaxLength, Texts, VocabSize
+from trainer.task.texts import MaxLength, Texts, TextTask, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class TokenClassification:
+class TokenClassification(TextTask):
     """Predict one of K tags for each word.
 
     The tokenizer gets the words one by one, and the first token of a word carries its tag; its other tokens have no
@@ -176,9 +176,6 @@ class TokenClassification:
                 )
                 logger.info(message, split, number, labels[tag], place)
 
-    def lengths(self, encoded: MappedRows) -> np.ndarray:
-        return self.texts.lengths(encoded)
-
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
         """Make a batch. Packed: outputs only at the words, targets (B, W). Padded: outputs and targets (B, T)."""
         layout = self.texts.lay_out(rows["input_ids"], batching)
@@ -250,15 +247,6 @@ class TokenClassification:
         is_word = pad_sequence([scores.new_ones(len(scores), dtype=torch.bool) for scores in outputs], batch_first=True)
         decoded = decode_tags(pad_sequence(outputs, batch_first=True), is_word, self.transitions)
         return [scores[: len(own)] for scores, own in zip(decoded, outputs, strict=True)]
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.texts.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.texts.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
         """Return `tags.json` and `tokenizer.json`; with `transitions` also `transitions.json`."""

@@ -15,7 +15,7 @@ from trainer.decode.beam import Beam
 from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
 from trainer.decode.kv_cache import CachedSession
-from trainer.decode.onnx_session import OnnxSession, load_graph
+from trainer.decode.onnx_session import OnnxSession, start_session
 from trainer.decode.sample import Sample
 from trainer.errors import ProofError
 from trainer.export.compare import compare_cases
@@ -82,7 +82,7 @@ def test_lost_cache_entry_is_refused(written: tuple[Path, ExportModel], monkeypa
 @pytest.mark.parametrize("length", [1, 5, 17])
 def test_graph_generates_the_tokens_of_the_model(written: tuple[Path, ExportModel], length: int) -> None:
     path, model = written
-    session = load_graph(path)
+    session = start_session(path)
     prompt = Prompt(tokens(length, seed=length) % 39 + 1, 0, MAX_LENGTH, lambda ids: "")
     for way, settings in ((Greedy, PLAIN), (Beam, PLAIN | BEAMS), (Sample, PLAIN | DRAWN | {"num_return": 4})):
         ours, theirs = (

@@ -14,7 +14,6 @@ from weakref import finalize
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import ExternalDataInfo
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
+from trainer.decode.onnx_session import start_session
 from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
 from trainer.export.folder import UNFINISHED, files_of, link
@@ -154,12 +154,7 @@ def load_onnx(path: Path, model: ExportModel) -> tuple[Forward, Document]:
 
 def open_session(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
     """Load a graph into a CPU session with torch's number of threads; return it with its inputs and outputs."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised; the runtime would print them as well
-    # Idle threads that spin after a call take the cores from whatever runs next: torch was five times slower.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = start_session(path)
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         (output,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})

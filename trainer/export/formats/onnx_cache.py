@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
 from trainer.decode.kv_cache import UncachedSession, cached_step, has_cache
-from trainer.decode.onnx_session import IDS, SCORES, OnnxSession, load_graph
+from trainer.decode.onnx_session import IDS, SCORES, OnnxSession, start_session
 from trainer.errors import ProofError, format_error
 from trainer.export.cases import BATCH, Forward
 from trainer.export.compare import check_inputs
@@ -85,7 +85,7 @@ def load_onnx_cache(path: Path, model: ExportModel) -> tuple[Forward, Document]:
     Raises:
         ProofError: An input is missing or unexpected, or a dimension is frozen.
     """
-    session = load_graph(path)
+    session = start_session(path)
     inputs = {node.name: list(node.shape) for node in session.get_inputs()}
     _, max_length = model.task.axis_limits()["sequence"]
     axes = {name: {0: BATCH, 1: NEW} if name == IDS else {0: BATCH, 2: PAST} for name in inputs}
