@@ -135,8 +135,8 @@ def test_literals_and_forms() -> None:
 @pytest.mark.parametrize(
     ("annotation", "inside", "outside"),
     [
-        ("Finite", [0, -1e300], [math.inf, -math.inf, math.nan]),
-        ("Positive", [1e-300, 1, 1e300], [0, -1.0, math.inf, math.nan]),
+        ("Finite", [0, -3.4e38], [-3.5e38, math.inf, -math.inf, math.nan]),
+        ("Positive", [1e-300, 1, 3.4e38], [3.5e38, 10**39, 0, -1.0, math.inf, math.nan]),
         ("PositiveOrInfinite", [1e-300, math.inf], [0, -1.0, math.nan]),
         ("NonNegative", [0, 0.0, 5.0], [-1e-9, math.inf, math.nan]),
         ("AtLeastOne", [1, 1.0, 7], [0, 0.999, -math.inf, math.inf, math.nan]),
@@ -145,6 +145,7 @@ def test_literals_and_forms() -> None:
         ("Fraction", [1e-300, 0.999], [0.0, 1.0, -1.0, math.inf, math.nan]),
         ("PositiveToOne", [1e-300, 1], [0, 1.01]),
         ("Count", [1, 2**70, 10**400], [0, -1]),
+        ("Probability | Count", [0.5, 7], [1.5]),
         ("NonNegativeInt", [0], [-1]),
         ("Seed", [0, 2**64 - 1], [-1, 2**64]),
         ("NonEmptyStr", ["a"], [""]),

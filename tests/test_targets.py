@@ -198,3 +198,20 @@ def test_row_losses_are_the_losses_of_single_rows(loss: Any, target: Tensor, vie
         single = [loss(output[i * views : (i + 1) * views], target[i : i + 1]) for i in range(5)]
         torch.testing.assert_close(losses, torch.stack(single))
         torch.testing.assert_close(losses.sum(), loss(output, target))
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ({"a": 2.0, 1: 3.0}, ["1", "a"], {"a": 2.0, "1": 3.0}),
+        ({True: 2.0, 100000.0: 3.0}, ["1e5", "true"], {"true": 2.0, "1e5": 3.0}),
+        ({1: 2.0}, ["01", "1"], {"1": 2.0}),
+        ({1: 2.0}, ["01", "1.0"], {"1": 2.0}),  # no class, as two are alike
+        ({False: 2.0}, ["0", "False"], {"False": 2.0}),
+        ({"b": 2.0}, ["nan", "a"], {"b": 2.0}),
+    ],
+)
+def test_values_are_found_by_names_that_are_read_as_numbers_or_truth_values(
+    values: dict[Any, float], names: list[str], expected: dict[str, float]
+) -> None:
+    assert targets.by_class_name(values, names) == expected

@@ -198,6 +198,31 @@ def test_splits_of_the_hub_are_sets(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("{Dev: a.csv, dev: a.csv}", [], "data.validation: differs from 'Dev' in case only, so some disks would keep"),
         ("{a b: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{../x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
+        (
+            "{" + "x" * 65 + ": a.csv}",
+            [],
+            "data.validation: the name of a validation set is letters, digits, _ and -, fr",
+        ),
+        (
+            "{images: a.csv, labels: b.csv}",
+            [],
+            "data.validation: two sets of the names images and labels would be one ",
+        ),
+        (
+            "{a: a.csv, b: ./a.csv}",
+            [],
+            "data.validation.b: names a file of data.validation.a too, got './a.csv'. Leave ",
+        ),
+        (
+            "{a: training.csv}",
+            [],
+            "data.validation.a: names a file of data.train too, got 'training.csv'. Leave it out ",
+        ),
+        (
+            "{a: a.csv, loss: other.csv}",
+            ["checkpoint.monitor=loss"],
+            "checkpoint.monitor: is a validation set and a metric, got 'loss'. Write loss/<metric> for the set, or a/l",
+        ),
         ("{1x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{}", [], "data.validation: names no set, got {}. Set a file or a split, or null."),
         ("{a: 3}", [], "data.validation: must be "),
@@ -219,8 +244,9 @@ def test_wrong_sets_are_refused_before_torch_loads(
     with working_in(tmp_path):
         write_csv(Path("a.csv"))
         write_csv(Path("training.csv"))
+        write_csv(Path("other.csv"))
         code = main(["train", "data=files", "data.train=training.csv", f"data.validation={validation}", *keys])
-    assert code == (6 if message.startswith("data.validation.clean: no such") else 2)
+    assert code == (6 if "no such file" in message or "names a file" in message else 2)
     assert capsys.readouterr().err.startswith(message)
 
 

@@ -68,6 +68,8 @@ _MAX_NAME: Final = 255
 _MAX_PATH: Final = 3072
 """Bytes of a path: Linux allows 4,096, of which the working folder and the files inside a folder take a part."""
 
+_LARGEST: Final[float] = 3.4028234663852886e38
+"""The largest number of float32."""
 _RANGES: Final = (Gt, Ge, Lt, Le, Interval, MultipleOf)
 METADATA: Final = (*_RANGES, Len, MinLen, MaxLen, AllowInfinity, Note, PathTo, IsDuration, IsTime)
 """The metadata that has a meaning."""
@@ -310,7 +312,8 @@ def _metadata_problems(value: object, annotation: object) -> Iterator[str]:
     elif any(map(_is_time, _walk(annotation))) and (seconds := parse_time(value)) is not None:
         value = Fraction(seconds)
     if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
-        if problem := _number_problem(value, metadata):
+        is_real = any(inner is float for inner in _walk(annotation))
+        if problem := _number_problem(value, metadata, is_real=is_real):
             yield problem + notes
     elif isinstance(value, str | list | tuple | Mapping):
         least = max(numbers_of(metadata, "min_length"), default=0)
@@ -334,8 +337,11 @@ def _length_problem(least: float, most: float | None, value: object) -> str:
     return f"must have {least} {unit}" if least == most else f"must have {least} to {most} {unit}"
 
 
-def _number_problem(value: float | Fraction, metadata: Sequence[object]) -> str | None:
-    """Return the problem of a number; of several limits on the same side, the strictest one counts."""
+def _number_problem(value: float | Fraction, metadata: Sequence[object], *, is_real: bool) -> str | None:
+    """Return the problem of a number; of several limits on the same side, the strictest one counts.
+
+    A real number must be one of float32: a tensor would hold infinity in its place.
+    """
     if not any(isinstance(item, _RANGES) for item in metadata):
         return None
     # A limit comes with 0 or 1, so that of two equal limits the one that excludes its value is the strictest.
@@ -348,7 +354,8 @@ def _number_problem(value: float | Fraction, metadata: Sequence[object]) -> str 
     steps = [step for step in numbers_of(metadata, "multiple_of") if step]
     infinite = isinstance(value, float) and not math.isfinite(value)
     must_be_finite = infinite and not any(isinstance(item, AllowInfinity) for item in metadata)
-    good = not must_be_finite and value == value
+    too_large = is_real and not infinite and not -_LARGEST <= value <= _LARGEST
+    good = not must_be_finite and not too_large and value == value
     good = good and (lower is None or (value > lower[0] if lower[1] else value >= lower[0]))
     good = good and (upper is None or (value <= upper[0] if upper[1] else value < upper[0]))
     if good and all(not infinite and _is_multiple(value, step) for step in steps):
@@ -359,6 +366,8 @@ def _number_problem(value: float | Fraction, metadata: Sequence[object]) -> str 
     else:
         limits = [f"{'greater than' if lower[1] else 'at least'} {_shown(lower[0])}"] if lower else []
         limits += [f"{'at most' if upper[1] else 'less than'} {_shown(upper[0])}"] if upper else []
+        limits += ["at least -3.4e38"] if too_large and lower is None else []
+        limits += ["at most 3.4e38"] if too_large and upper is None else []
     required = ", ".join(filter(None, [*words, " and ".join(limits)])) or "a number"
     if must_be_finite and (lower is None or upper is None):
         required = f"finite and {required}".removesuffix(" and a number")

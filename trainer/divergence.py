@@ -20,7 +20,6 @@ from trainer.run import DivergenceReport, Run
 from trainer.shapes import parse_json, read_bytes, to_json
 from trainer.sharding import gather_shards, own_rows
 
-_REMEDY = "  Lower optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
 _MAX_SAMPLES = 16
 _MAX_NAMES = 3
 
@@ -86,7 +85,7 @@ def diverged_step_error(run: Run, step: int, loss: float, grad_norm: float, own_
     return DivergedError(
         f"step {step}: the run diverged: loss {loss}, gradient norm {grad_norm}; the weights were not updated.\n"
         f"  samples of the step (positions in the training split): {shown}\n"
-        f"{_REMEDY}",
+        f"{_remedy(run)}",
         run.outputs.save_divergence(diagnose(run, step, loss, grad_norm, micro_batches)),
     )
 
@@ -97,9 +96,15 @@ def diverged_weights_error(run: Run, step: int, names: list[str]) -> DivergedErr
     verb = "is" if len(names) == 1 else "are"
     return DivergedError(
         f"step {step}: the run diverged: {shown} {verb} not finite; no checkpoint was saved.",
-        _REMEDY,
+        _remedy(run),
         run.outputs.save_divergence(diagnose(run, step, None, None, [])),
     )
+
+
+def _remedy(run: Run) -> str:
+    is_perturbed = run.moved_weights is not None or run.consistency is not None
+    sizes = "the sizes in perturb, lower " if is_perturbed else ""
+    return f"  Lower {sizes}optimizer.lr, lengthen scheduler.warmup or set train.max_grad_norm, and start a new run."
 
 
 def non_finite_parameters(run: Run) -> list[str]:

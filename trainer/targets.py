@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -279,3 +280,25 @@ def _describe_sample(batch: Batch, position: int) -> str:
 
 def _describe_shape(target: Tensor) -> str:
     return f"{str(target.dtype).removeprefix('torch.')} {tuple(target.shape)}"
+
+
+def by_class_name(values: Mapping[Any, float], names: Sequence[str]) -> dict[str, float]:
+    """Return the values by the name of their class.
+
+    A key that YAML or Hydra has read as a number or as a truth value stands for the only name that is written in
+    another way: 100000.0 for `1e5`, True for `true`.
+    """
+    named = {}
+    for key, value in values.items():
+        alike = [name for name in names if _may_be_read_as(name, key)]
+        named[alike[0] if str(key) not in names and len(alike) == 1 else str(key)] = value
+    return named
+
+
+def _may_be_read_as(name: str, key: object) -> bool:
+    if isinstance(key, bool):
+        return name.casefold() in (("true", "yes", "on") if key else ("false", "no", "off"))
+    try:
+        return isinstance(key, int | float) and float(name) == key
+    except ValueError:
+        return False

@@ -12,6 +12,9 @@ VALIDATION: Final = "validation"
 SPLIT_PATTERN: Final = r"train|test|validation(/[A-Za-z][\w-]*)?"
 """The names of splits, as a regular expression."""
 
+_MAX_LENGTH: Final = 64
+"""The most characters of a name, which is a part of the names of files."""
+
 _RESERVED: Final = ("train", "validation", "test")
 _IMAGE_FILES: Final = {"images", "labels"}
 """The two files of one set of the source `idx`."""
@@ -27,8 +30,13 @@ def validation_of(data: object) -> object:
 
 def named_sets(validation: object) -> list[str]:
     """Return the names of several validation sets, for the argument `validation` of a source; none for a single set."""
-    is_several = isinstance(validation, Mapping) and set(validation) != _IMAGE_FILES
+    is_several = isinstance(validation, Mapping) and not is_image_set(validation)
     return [str(name) for name in validation] if is_several else []  # type: ignore[attr-defined]
+
+
+def is_image_set(validation: object) -> bool:
+    """Return whether an argument `validation` is the two files of one set of images."""
+    return isinstance(validation, Mapping) and set(validation) == _IMAGE_FILES
 
 
 def by_split(validation: object) -> dict[str, Any]:
@@ -80,8 +88,9 @@ def name_problems(validation: object, key: str = f"data.{VALIDATION}") -> Iterat
             problem = f"differs from {alike[0]!r} in case only, so some disks would keep one file for both"
             yield format_error(key, problem, "Rename one of them", value=name)
         valid = name.isascii() and name[:1].isalpha() and name.replace("-", "_").isidentifier()
-        if not valid or name in _RESERVED:
+        if not valid or name in _RESERVED or len(name) > _MAX_LENGTH:
             problem = "the name of a validation set is letters, digits, _ and -, from a letter, and no other split"
+            problem += f", at most {_MAX_LENGTH} characters" if len(name) > _MAX_LENGTH else ""
             yield format_error(key, problem, "Rename it", value=name)
 
 

@@ -30,12 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sampling")
     lines = [
         f"text number {number},{label},{'north' if number % 4 else 'south'},{number % 3},"
-        f"{'' if number == 5 else 1},{-1 if number == 6 else 1},0"
+        f"{'' if number == 5 else 1},{-1 if number == 6 else 1},0,{1 + number % 2}e307"
         for number, label in enumerate(LABELS)
     ]
     for name, part in (("one", lines[:24]), ("two", lines[24:]), ("validation", lines[::3])):
-        (folder / f"{name}.csv").write_text("\n".join(["text,label,site,weight,gap,minus,zero", *part]) + "\n")
-    (folder / "nowhere.csv").write_text("text,label,site,weight,gap,minus,zero\nx,a,north,1,1,1,1\n")
+        (folder / f"{name}.csv").write_text("\n".join(["text,label,site,weight,gap,minus,zero,huge", *part]) + "\n")
+    (folder / "nowhere.csv").write_text("text,label,site,weight,gap,minus,zero,huge\nx,a,north,1,1,1,1,1\n")
     with working_in(folder):
         yield folder
 
@@ -127,6 +127,17 @@ def test_a_sampler_divides_the_share_of_a_file() -> None:
     assert abs(counts[24:].reshape(-1, 3).sum(axis=0) - [0, 8, 16]).max() <= 1
 
 
+def test_sums_of_large_weights_do_not_overflow() -> None:
+    for shares in ("{one.csv:1e38,two.csv:3e38}", "{one.csv:1e-38,two.csv:3e-38}"):
+        plan, _ = build_plan(f"data.mix={shares}", "loader.sampler=weighted", "loader.weights=huge")
+        assert plan.sampler is not None
+        assert plan.sampler.sizes.tolist() == [1] * 36
+        counts = plan.sampler.counts(0).reshape(-1, 2)
+        assert [counts[:12].sum(), counts[12:].sum()] == [9, 27]
+        assert abs(counts[:12].sum(axis=0) - [3, 6]).max() <= 1
+        assert abs(counts[12:].sum(axis=0) - [9, 18]).max() <= 1
+
+
 def test_samplers_read_the_columns_of_folds() -> None:
     # The rows of the validation file are in the folds, too.
     folds = ["data.folds=3", "data.fold=1"]
@@ -163,7 +174,19 @@ def test_one_value_is_drawn_like_the_whole() -> None:
             "loader.sampler_column: has no effect with a column of weights, got 'site'. Set it to null.",
         ),
         (["loader.sampler=weighted", "loader.weights={a:-1}"], "loader.weights.a: must be at least 0, got -1"),
-        (["loader.sampler=weighted", "loader.weights={a:inf}"], "loader.weights.a: must be "),
+        (["loader.sampler=weighted", "loader.weights={a:inf}"], "loader.weights.a: must be finite and at least 0, got"),
+        (
+            ["loader.sampler=weighted", "loader.weights={a:1e39}"],
+            "loader.weights.a: must be at least 0 and at most 3.4e",
+        ),
+        (
+            ["loader.sampler=weighted", "loader.weights={a:high}"],
+            "loader.weights: must be a mapping to numbers, text or ",
+        ),
+        (
+            ["loader.sampler=weighted", "loader.weights={null:1}"],
+            "loader.weights: cannot be set. A key of the mapping is",
+        ),
         (["loader.sampler=balance"], "loader.sampler: must be one of shuffled, balanced, weighted, got 'balance'. Did"),
         (
             ["task=multilabel_classification", "loader.sampler=balanced"],
@@ -177,6 +200,8 @@ def test_one_value_is_drawn_like_the_whole() -> None:
         ),
         (["data.mix={}"], "data.mix: must not be empty, got {}"),
         (["data.mix={one.csv:0}"], "data.mix.one.csv: must be greater than 0, got 0"),
+        (["data.mix={one.csv:nan}"], "data.mix.one.csv: must be finite and greater than 0, got nan"),
+        (["data.mix={one.csv:1e39}"], "data.mix.one.csv: must be greater than 0 and at most 3.4e38, got 1e+39"),
         (["data.mix={one.csv:0.5,tow.csv:0.5}"], "data.mix: no such file, got 'tow.csv'. Did you mean two.csv?"),
     ],
 )

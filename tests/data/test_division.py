@@ -206,7 +206,8 @@ def test_times_that_cannot_be_compared_are_listed(tmp_path: Path, capsys: pytest
     path = write_rows(tmp_path / "all.csv", range(60), row57="17", row5="", row3="yesterday")
     assert main(["plan", "data=files", f"data.train={path}", "data.split.time=created"]) == 6
 
-    remedy = "Write all times alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or a number."
+    remedy = "Give every row a time, all written alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or "
+    remedy += "a number, or set data.split.time=null."
     assert capsys.readouterr().err.splitlines() == [
         f"{path}, row 3, column 'created': the times before are dates without a zone, got '17'. {remedy}",
         f"{path}, row 55, column 'created': the row has no time. {remedy}",

@@ -159,6 +159,18 @@ def test_rows_without_a_group_are_listed(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["plan", "data=files", f"data.train={path}", "data.split.group=null", "trial=false"]) == 0
 
 
+@pytest.mark.parametrize("patients", [1, 2])
+def test_shares_of_few_groups_ask_for_more_groups(
+    patients: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_groups(tmp_path, "few.csv", range(40), patients=patients)
+    assert main(["plan", "data=files", f"data.train={path}", "data.split.group=patient"]) == 6
+    message = capsys.readouterr().err
+    assert (
+        "by the shares validation 0.1, test 0.1, which hold out whole groups. Add rows of other groups, or " in message
+    )
+
+
 def test_groups_in_two_files_are_a_data_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = [f"data.train={write_groups(tmp_path, 'train.csv', range(90))}", "data.split.test=0"]
     own.append(f"data.validation={write_groups(tmp_path, 'validation.csv', range(90, 120))}")

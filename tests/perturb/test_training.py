@@ -54,6 +54,13 @@ def test_without_moves_the_run_is_the_plain_run(
     )
 
 
+def test_moves_that_are_too_large_are_named_as_the_cause(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", *data, "perturb=fgm", "perturb.epsilon=1e30") == 5
+    assert "\n  Lower the sizes in perturb, lower optimizer.lr, lengthen" in capsys.readouterr().err
+
+
 def test_two_passes_differ_by_the_dropout_of_the_head(data: list[str], tmp_path: Path) -> None:
     overrides = ["perturb=r_drop", "model.dropout=0", "model.head_dropout=0.5"]
     assert train(tmp_path / "run", *data, *overrides) == 0
@@ -93,6 +100,8 @@ def test_impossible_comparisons_are_rejected(
         (["model.freeze=['*embedding*']"], "perturb.targets: the weights to move are frozen: token_embedding.weight"),
         (["perturb.targets=[nothing]"], "perturb.targets: matches no parameter, got 'nothing'"),
         (["perturb.epsilon=0"], "perturb.epsilon: must be greater than 0, got 0"),
+        (["perturb.weight=1e308"], "perturb.weight: must be greater than 0 and at most 3.4e38, got 1e+308"),
+        (["perturb=pgd", "perturb.moves=0"], "perturb.moves: must be at least 1, got 0"),
         (["perturb.start=-1"], "perturb.start: must be "),
         (["~perturb", "perturb.epsilon=1"], "perturb.epsilon: no perturb is chosen, got 1"),
     ],

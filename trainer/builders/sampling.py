@@ -21,6 +21,7 @@ from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, form
 from trainer.layout import Document, expand_home
 from trainer.mapped_files import as_array
 from trainer.protocols import HasColumns, LocatesRows, Task
+from trainer.targets import by_class_name
 
 _CLASS = "label"
 """The encoded column of tasks with one class for each row."""
@@ -48,6 +49,8 @@ def build_sampler(job: TrainJob, task: Task, encoded: Encoded) -> GroupSampler |
         rule = _SamplerRule(codes, weights, is_weighted, loader.sampler_column or _CLASS, names)
     elif not mix:
         return None
+    # Sums over many rows of large numbers would overflow.
+    rule = rule._replace(weights=rule.weights / (rule.weights.max() or 1.0))
     return _mix(job, encoded, rule, mix) if mix else _sample(job, rule)
 
 
@@ -93,6 +96,7 @@ def _mix(job: TrainJob, encoded: Encoded, rule: _SamplerRule, mix: Mapping[str, 
         problem, remedy = "all weights of a file of data.mix are 0", "Raise one, or leave the file out of data.mix"
         raise DataError(*(format_error("loader.weights", problem, remedy, value=file) for file in empty))
     shares = np.array([mix[file] for file in files], np.float64)
+    shares /= shares.max()
     pairs_of_names = zip(file_of.tolist(), group_of.tolist(), strict=True) if rule.names else ()
     names = [", ".join(filter(None, (files[file], rule.names[group]))) for file, group in pairs_of_names]
     by = f"file and {rule.by}" if rule.by else "file"
@@ -164,7 +168,7 @@ def _read_weights(encoded: Encoded, column: str) -> np.ndarray:
 
 def _weights_of(names: Sequence[str], given: Mapping[Any, float]) -> np.ndarray:
     """Return the weight of a row of each value; 1 for a value that is not named."""
-    weights = {str(value): weight for value, weight in given.items()}
+    weights = by_class_name(given, names)
     if unknown := [value for value in weights if value not in names]:
         problem = "no row of training has this value"
         raise DataError(

@@ -11,7 +11,7 @@ from trainer.config.groups import OWN, Groups
 from trainer.config.metrics import declared_kind, metric_names, name_problem
 from trainer.config.signatures import part_attribute
 from trainer.errors import did_you_mean, format_error
-from trainer.validation_sets import by_split, select_monitored, set_problem, validation_of
+from trainer.validation_sets import by_split, named_sets, select_monitored, set_problem, validation_of
 
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
@@ -117,6 +117,10 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of a monitored metric that the task never has, whatever its data."""
     known, monitor = part_attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
+    sets, metrics = named_sets(validation_of(config.get("data"))), ("loss", *(known or ()))
+    if monitor in sets and monitor in (*metrics, *metric_names(config.get("metrics"))):
+        remedy = f"Write {monitor}/<metric> for the set, or {sets[0]}/{monitor} for the metric"
+        yield format_error("checkpoint.monitor", "is a validation set and a metric", remedy, value=monitor)
     if isinstance(monitor, str):
         if set_problem(monitor, validation := validation_of(config.get("data"))) is not None:
             return

@@ -202,6 +202,8 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[s
                 set_value(config, override.key_or_group, override.value())
         except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
+            if reason.startswith("Incompatible key type 'NoneType'"):
+                reason = 'A key of the mapping is null. Set it in a YAML file, and write "null" in quotes there'
             problems.append(format_error(override.key_or_group, "cannot be set", reason))
     return problems
 

@@ -16,6 +16,7 @@ from trainer.layout import expand_home
 from trainer.weights_folder import find_tokenizer
 
 _DATA = "data"
+_SPLITS = ("train", "validation", "test")
 
 
 def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[str] = ()) -> tuple[list[str], list[str]]:
@@ -28,6 +29,7 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
     """
     data: list[str] = []
     others: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     # The path of a model is reported before the path of the task's tokenizer, whose default depends on it.
     for group, key, value, annotation in sorted(_path_values(config, job_type), key=lambda item: item[0] == "task"):
         for path, about, inner in paths_in(value, annotation):
@@ -38,6 +40,8 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
             message = _missing(full_key, path, about.noun) if needs_file else None
             if about.must_exist or group == _DATA:
                 message = _special(full_key, path, about.noun) or message
+            if group == _DATA and key in _SPLITS and about.noun == "file" and message is None:
+                message = _in_two_splits(full_key, path, split_of)
             if message and group == _DATA:
                 data.append(message)
             elif message:
@@ -143,6 +147,14 @@ def _special(key: str, value: str, noun: str) -> str | None:
     if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
         return None
     return format_error(key, f"is a pipe, a socket or a device, not a {noun}", f"Name a {noun}", value=value)
+
+
+def _in_two_splits(key: str, value: str, split_of: dict[str, str]) -> str | None:
+    """Return the message about a file that another split names, too; `split_of` collects the keys of the files."""
+    other = split_of.setdefault(os.path.realpath(expand_home(value)), key)
+    if other == key:
+        return None
+    return format_error(key, f"names a file of {other} too", "Leave it out of one of them", value=value)
 
 
 def _missing(key: str, value: str, noun: str) -> str | None:

@@ -30,7 +30,7 @@ from trainer.config.signatures import Signature
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any, show_value
 from trainer.rules import broken_rules
-from trainer.validation_sets import SPLIT_PATTERN, name_problems, named_sets, set_problem, validation_of
+from trainer.validation_sets import SPLIT_PATTERN, is_image_set, name_problems, named_sets, set_problem, validation_of
 
 MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""
@@ -406,6 +406,9 @@ def _validate_sets(config: Mapping[str, Any]) -> Iterator[str]:
     yield from name_problems(validation, "data.splits.validation" if "splits" in data else "data.validation")
     if (problem := set_problem(value_at(config, "checkpoint.monitor"), validation)) is not None:
         yield problem
+    if is_image_set(validation) and signatures.attribute(str(data["_target_"]), "row_noun") is not None:
+        problem = "two sets of the names images and labels would be one set of image files"
+        yield format_error("data.validation", problem, "Rename one of them", value=validation)
     if named_sets(validation) and data.get("folds") is not None:
         remedy = "Set data.folds=null, or name one validation set"
         yield format_error("data.folds", "folds replace several validation sets", remedy, value=data["folds"])

@@ -73,7 +73,8 @@ REMEDIES = {
     "image": "Write the path of an image file, relative to the folder of the file that contains the path",
     GROUP: "Give every row the name of its group, or set data.split.group=null",
     STRATUM: "Give every row a class, or set data.split.stratify=null",
-    TIME: "Write all times alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or a number",
+    TIME: "Give every row a time, all written alike, as 2024-01-31, 2024-01-31T12:00:00, 2024-01-31T12:00:00Z or a "
+    "number, or set data.split.time=null",
 }
 """The remedy for a cell that cannot be used, by role."""
 

@@ -134,8 +134,8 @@ def find_data_files(names: Mapping[str, str | Sequence[str] | None], suffixes: S
         paths[split] = list(dict.fromkeys(path for pattern in patterns for path in _matches(split, pattern, suffixes)))
         for path in paths[split]:
             if (other := split_of.setdefault(path.resolve(), split)) != split:
-                problem = f"names a file of data.{file_stem(other)} too"
-                raise DataError(format_error(f"data.{file_stem(split)}", problem, value=str(path)))
+                problem, remedy = f"names a file of data.{file_stem(other)} too", "Leave it out of one of them"
+                raise DataError(format_error(f"data.{file_stem(split)}", problem, remedy, value=str(path)))
     return paths
 
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from trainer.constraints import BelowOne, NonEmptyStr, Rule
-from trainer.data.cells import CLASS_ROLES, STRATUM, TIME, classes_in, split_key
+from trainer.data.cells import CLASS_ROLES, GROUP, STRATUM, TIME, classes_in, split_key
 from trainer.data.division import Strata, assign_by_time, divide_rows
 from trainer.data.plausibility import ColumnWarning
 from trainer.errors import DataError, format_error
@@ -81,6 +81,7 @@ _SHARE_RULES = (
         "(split['validation'] if validation is None else 0) + (split['test'] if test is None else 0) < 1",
         "split",
         "leaves no rows for training",
+        "Make the sum of data.split.validation and data.split.test less than 1",
     ),
     Rule(
         "validation is not None or split['validation'] > 0",
@@ -178,12 +179,14 @@ class SplitLayout:
         shares: The share of training, in [0, 1), of each split without data of its own.
         by_time: Hold out the newest rows, not those that a hash chooses.
         stratified: Hold out the shares of each class.
+        grouped: Keep the rows of a group in one split.
     """
 
     own: Mapping[str, Any]
     shares: Mapping[str, float]
     by_time: bool = False
     stratified: bool = False
+    grouped: bool = False
 
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
@@ -192,7 +195,8 @@ class SplitLayout:
         given = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
         names = [name for name in ("validation", "test") if name in split and name not in given]
         shares = {name: float(split[name]) for name in names}
-        return cls(own, shares, split.get(TIME) is not None, split.get(STRATUM) is not None)
+        by_time, stratified, grouped = (split.get(column) is not None for column in (TIME, STRATUM, GROUP))
+        return cls(own, shares, by_time, stratified, grouped)
 
     def for_split(self, split: str) -> SplitLayout | None:
         """Return the layout with only this split; None if the split takes rows from another one or gives some."""
@@ -456,7 +460,7 @@ def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayou
     if not empty:
         return
     asked = ", ".join(f"{name} {share:g}" for name, share in layout.shares.items() if share > 0)
-    remedy = "Add rows"
+    remedy = "Add rows of other groups" if layout.grouped else "Add rows"
     if layout.stratified:
         problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)}: the classes are too"
         problem += f" small for the shares {asked}"
@@ -472,6 +476,7 @@ def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayou
         remedy += f", or set {keys} to give each split at least one"
     remedy += "".join(f", or name files in data.{name}" for name in empty if name != "train")
     problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)} by the shares {asked}"
+    problem += ", which hold out whole groups" if layout.grouped else ""
     raise DataError(format_error("data.split", problem, remedy))
 
 

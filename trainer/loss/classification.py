@@ -48,7 +48,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.constraints import NonNegative, Rule
 from trainer.errors import did_you_mean, format_error
-from trainer.targets import check_classes, check_shares
+from trainer.targets import by_class_name, check_classes, check_shares
 
 Factors: TypeAlias = list[NonNegative] | Mapping[str | int | bool, NonNegative]
 """A factor for each class or label, at least 0: in the order of the classes, or by name."""
@@ -346,9 +346,10 @@ def _find_name_problems(key: str, weights: Mapping[Any, float], class_names: Seq
         remedy = f"Give loss.{key} as a list, one value for each class"
         return [format_error(key, "the classes of this task have no names", remedy, value=dict(weights))]
     names = list(class_names)
-    unknown = [str(name) for name in weights if str(name) not in names]
+    named = by_class_name(weights, names)
+    unknown = [name for name in named if name not in names]
     problems = [format_error(f"{key}.{name}", "is not a class", did_you_mean(name, names)) for name in unknown]
-    if missing := [name for name in names if name not in map(str, weights)]:
+    if missing := [name for name in names if name not in named]:
         remedy = f"The classes are {_list_names(names)}"
         problems.append(format_error(key, f"has no value for {_list_names(missing)}", remedy, value=dict(weights)))
     return problems
@@ -365,7 +366,7 @@ def order_by_class(
     """Return one value per class, in the order of the classes; `find_weight_problems` must have found no problem."""
     if not isinstance(weights, Mapping):
         return weights
-    by_name = {str(name): value for name, value in weights.items()}
+    by_name = by_class_name(weights, class_names or ())
     return [by_name[name] for name in class_names or ()]
 
 
