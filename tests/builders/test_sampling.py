@@ -138,6 +138,25 @@ def test_sums_of_large_weights_do_not_overflow() -> None:
         assert abs(counts[12:].sum(axis=0) - [9, 18]).max() <= 1
 
 
+@pytest.mark.parametrize("folds", [[], ["data.folds=3", "data.fold=1"]])
+def test_corrections_change_labels_and_no_other_column(folds: list[str], tmp_path: Path) -> None:
+    # A row of b in the south becomes c, of which there were three.
+    path = tmp_path / "fixed.csv"
+    path.write_text("file,row,label,correction\ntwo.csv,5,b,c\n")
+    fixed = [f"data.corrections={path}", *folds]
+    for rule in (
+        ["loader.sampler=balanced", "loader.sampler_column=site"],
+        ["loader.sampler=weighted", "loader.weights=weight"],
+        ["loader.sampler=balanced"],
+    ):
+        corrected, original = (build_plan(*rule, *keys)[0].sampler for keys in (fixed, folds))
+        assert corrected is not None
+        assert original is not None
+        change = [0, -1, 1] if len(rule) == 1 else 0
+        assert ((corrected.sizes - original.sizes) == change).all()
+        assert (corrected.counts(0) == original.counts(0)).all()
+
+
 def test_samplers_read_the_columns_of_folds() -> None:
     # The rows of the validation file are in the folds, too.
     folds = ["data.folds=3", "data.fold=1"]
@@ -195,8 +214,8 @@ def test_one_value_is_drawn_like_the_whole() -> None:
         (["task=token_classification", "loader.sampler=balanced"], "loader.sampler: the rows of this task have no sin"),
         (["task=regression", "loader.sampler=weighted", "loader.weights={a:1}"], "loader.sampler: the rows of this ta"),
         (
-            ["loader.sampler=weighted", "loader.weights=weight", "data.corrections=fixed.csv"],
-            "loader.weights: does not support data.corrections, got 'weight'. Set data.corrections=null, or leave out",
+            ["loader.sampler=balanced", "loader.sampler_column=label", "data.corrections=two.csv"],
+            "loader.sampler_column: the column has the labels without data.corrections, got 'label'. Leave out ",
         ),
         (["data.mix={}"], "data.mix: must not be empty, got {}"),
         (["data.mix={one.csv:0}"], "data.mix.one.csv: must be greater than 0, got 0"),

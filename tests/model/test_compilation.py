@@ -219,6 +219,11 @@ JOBS: dict[str, tuple[list[str], int, int]] = {
     "fixed": ([*TEXTS, "loader.batching=fixed", "train.accumulate=2", "model.depth=2"], 0, 3),
     "images": ([*IMAGES, "train.accumulate=2"], 1, 8),
     "packed": (TEXTS, 0, 1),
+    # The passes at moved weights run the programs of the first pass.
+    "embeddings that move": ([*TEXTS, "loader.tokens=32", "perturb=pgd", "perturb.moves=2"], 0, 1),
+    "embeddings that move once": ([*TEXTS, "perturb=fgm", "perturb.start=3"], 0, 1),
+    "matrices that move": ([*TEXTS, "loader.batching=fixed", "train.accumulate=2", "perturb=awp"], 0, 3),
+    "two dropout masks": ([*TEXTS, "loader.tokens=32", "perturb=r_drop"], 0, 1),
 }
 
 

@@ -203,9 +203,11 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
         (weights, "weights") if sampler == "weighted" and isinstance(weights, str) else (column, "sampler_column")
     )
     reads = isinstance(named, str) and sampler in ("balanced", "weighted")
-    if reads and value_at(config, "data.corrections") is not None:
-        remedy = f"Set data.corrections=null, or leave out {SAMPLER_KEYS}"
-        yield format_error(f"loader.{key}", "does not support data.corrections", remedy, value=named)
+    labels = [value_at(config, f"data.{name}") for name in ("label", "columns.label")]
+    if reads and named in labels and value_at(config, "data.corrections") is not None:
+        problem = "the column has the labels without data.corrections"
+        remedy = f"Leave out loader.{key}, so that the corrected labels count"
+        yield format_error(f"loader.{key}", problem, remedy, value=named)
     by_class = sampler == "balanced" or (sampler == "weighted" and isinstance(weights, Mapping))
     target = str(value_at(config, "task._target_"))
     kind, level = (part_attribute(config, "task", name) for name in ("target", "level"))

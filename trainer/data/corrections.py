@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trainer.data.data_files import content_digest
 from trainer.data.line_reader import unreadable_error
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
-from trainer.protocols import LocatesRows, Source
+from trainer.protocols import HasColumns, LocatesRows, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,6 +137,15 @@ class Corrections:
     def locate_row(self, split: str, row: int) -> tuple[str | None, int | None]:
         """Return the file of a row and its number there, as the source does."""
         return self._source.locate_row(split, row) if isinstance(self._source, LocatesRows) else (None, None)
+
+    def column_names(self, split: str) -> list[str]:
+        """Return the columns of a split, as the source does; none if its rows have no columns."""
+        return self._source.column_names(split) if isinstance(self._source, HasColumns) else []
+
+    def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+        """Yield the column `row` and the cells of some columns, as the data has them: without corrections."""
+        assert isinstance(self._source, HasColumns), "there are no names"
+        return self._source.read_columns(split, names)
 
     def describe_role(self, role: str) -> str:
         """Return the user's name for the column of a role."""
