@@ -262,6 +262,9 @@ ALTERNATIVES = {
     "blocks that run again": (["model.gradient_checkpointing=selective", "model.depth=2", "model.dropout=0.1"], 0.0),
     "learning rate from a range test": (["optimizer.lr=auto"], 0.0),
     "embeddings that move": (["perturb=pgd", "perturb.moves=2", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
+    # AdamW makes steps of the size of its learning rate from gradients that are 0 but for rounding, as those of the
+    # biases of keys are, unless eps is larger.
+    "embeddings that move, AdamW": (["perturb=fgm", "optimizer.eps=1e-3"], 1e-6),
     "matrices that move": (["perturb=awp", "perturb.start=3", "optimizer=sgd", "optimizer.lr=0.1"], 1e-6),
     "masks of the head": (
         ["model.head_dropout=0.5", "model.multi_sample_dropout=3", "optimizer=sgd", "optimizer.lr=0.1"],

@@ -1,6 +1,7 @@
 """Remedies that messages about a job name: each one is carried out, and the job is then accepted."""
 
 import ast
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -242,9 +243,9 @@ JOBS: dict[str, tuple[Sequence[str], str, Sequence[str]]] = {
         ["model.tie_embeddings=false"],
     ),
     "loader.sampler_column of corrections": (
-        (*TEXT, "loader.sampler=balanced", "loader.sampler_column=label", "data.corrections=hanzi.csv"),
-        "Set data.corrections=null, or leave out loader.sampler, loader.sampler_column",
-        ["-data.corrections=null"],
+        (*TEXT, "loader.sampler=balanced", "loader.sampler_column=label", "data.corrections=fixed.csv"),
+        "Leave out loader.sampler_column, so that the corrected labels count",
+        ["-loader.sampler_column=null"],
     ),
     "two passes without dropout": (
         (*TEXT, "perturb=r_drop", "model.dropout=0"),
@@ -294,6 +295,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     (folder / "hanzi.csv").write_text("\n".join(["text,label", *texts]), encoding="utf-8")
     (folder / "tabs.csv").write_text("\n".join(["text\tlabel", *(f"word {n}\t{n % 2}" for n in range(80))]))
     (folder / "nouns.conll").write_text("".join(f"fox{n}\tNOUN\nruns\tVERB\n\n" for n in range(80)))
+    label = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").partition("\n")[0])["label"]
+    line = f"{folder / 'train.jsonl'},1,{label},{'animal' if label == 'tool' else 'tool'}"
+    (folder / "fixed.csv").write_text(f"file,row,label,correction\n{line}\n", encoding="utf-8")
     for number in range(80):
         path = folder / "images" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
