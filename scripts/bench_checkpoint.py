@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.checkpoint.store import Saver, Store
+from trainer.checkpoint.store import Store
 
 _SIDE = 1024
 _WARMUP = 2

@@ -12,8 +12,9 @@ import torch
 
 from tests.support.jobs import assert_resumes, train, working_in, write_data
 from trainer.checkpoint.manifest import find_faults
+from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.snapshot import Snapshot, load_folder, write_snapshot
-from trainer.checkpoint.store import Saver, Store
+from trainer.checkpoint.store import Store
 from trainer.checkpoint.tensors import StoredTensors, is_equal
 from trainer.cli import main
 from trainer.model.finetuning import is_frozen, mark_frozen

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from trainer.checkpoint.manifest import find_faults
-from trainer.checkpoint.store import Saver, Store
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.store import Store
 
 
 def save_until_killed(folder, make, first, reports):

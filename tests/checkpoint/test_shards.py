@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from tests.support.faults import SCORES, WRITING, Fault, assert_unharmed
 from trainer.checkpoint.manifest import DamagedError, find_faults, read_manifest
+from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.snapshot import Snapshot, load_folder
-from trainer.checkpoint.store import Saver, Store
+from trainer.checkpoint.store import Store
 from trainer.checkpoint.tensors import StoredTensors, decode_shards, encode
 from trainer.errors import CheckpointError, ReportedError
 from trainer.ranks import Ranks

@@ -75,8 +75,8 @@ from trainer.validation_sets import VALIDATION, file_stem, validation_splits
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
+    from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
-    from trainer.checkpoint.store import Saver
     from trainer.protocols import StateDict
     from trainer.ranks import Ranks
     from trainer.report.events import Reports
@@ -316,7 +316,8 @@ def _train(
 
 def _open_saver(job: TrainJob, folder: Path, ranks: Ranks, stack: ExitStack) -> Saver | None:
     """Return what saves the checkpoints until the stack is closed; None if this process takes no part in that."""
-    from trainer.checkpoint.store import Saver, Store
+    from trainer.checkpoint.saver import Saver
+    from trainer.checkpoint.store import Store
     from trainer.sharding import count_shards
 
     sharded = count_shards(job.shard, ranks) > 1
