@@ -7,7 +7,8 @@ import pytest
 
 from trainer.config.command import check_command
 from trainer.config.help import verb_help
-from trainer.config.stored import job_from_config, resume_config
+from trainer.config.resume import resume_config
+from trainer.config.stored import job_from_config
 from trainer.errors import ConfigError
 
 Composed = Callable[..., tuple[Any, dict[str, Any]]]

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from trainer.config import jobs, schema
-from trainer.config.stored import MAY_CHANGE, NOTES, config_text, parse_stored_config, resume_config
+from trainer.config.resume import NOTES, resume_config
+from trainer.config.stored import MAY_CHANGE, config_text, parse_stored_config
 from trainer.errors import ConfigError
 
 STORED: dict[str, Any] = schema.defaults(jobs.TrainJob) | {

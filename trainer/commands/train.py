@@ -38,7 +38,8 @@ from trainer.commands.run_log import (
     show_start,
 )
 from trainer.config.jobs import TrainJob
-from trainer.config.stored import config_text, parse_stored_config, resume_config
+from trainer.config.resume import resume_config
+from trainer.config.stored import config_text, parse_stored_config
 from trainer.config.trust import names_environment, resolve_environment
 from trainer.durations import parse_time
 from trainer.errors import (

@@ -1,4 +1,4 @@
-"""The config in a run and its checkpoints: read it, change it, and resume with it.
+"""The config in a run and its checkpoints: read it, compare it, and change it.
 
 A checkpoint is data and may come from anyone; `trainer.config.trust` restricts what its config may name.
 """
@@ -8,32 +8,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema, signatures
-from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
+from trainer.config.compose import set_value, unresolved
 from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder, yaml_problem
-from trainer.config.overrides import CommandLine, is_sweep
-from trainer.config.paths import data_paths, locate_paths
+from trainer.config.paths import locate_paths
 from trainer.config.trust import (
     ENVIRONMENT,
-    keep_references,
-    names_environment,
     resolve_environment,
     trust_problems,
 )
 from trainer.config.validate import complete_part, job_of, typed_job, validate_config, validate_value
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
-from trainer.layout import CHECKPOINTS, CONFIG, EXPORT_MANIFEST
+from trainer.layout import CONFIG, EXPORT_MANIFEST
 from trainer.shapes import DocumentError, check_shape
 
 logger = logging.getLogger(__name__)
@@ -133,13 +128,6 @@ Paths of data may change too: a checkpoint has a fingerprint of the content, whi
 
 EARLIER_VALUES = {"train.fused_head": False}
 """The values with which runs without these keys were trained, of keys whose default changes the bits of a run."""
-
-NOTES = {
-    "compile": "the run is not equal to the last bit to a run without this change, and dropout draws other numbers",
-    "deterministic": "on a GPU, the run is not equal to the last bit to a run without this change",
-    "train.duration": "the rest of the schedule follows the new length, so the learning rate may jump at this step",
-}
-"""Consequences of a change that is allowed."""
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -421,41 +409,6 @@ def blaming_config(file: Path | None) -> Iterator[None]:
         raise CheckpointError(*(f"{file}: {message}" for message in error.messages)) from error
 
 
-# Resuming
-
-
-def resume_config(stored: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the config of the resumed run, and a note for each change that has consequences.
-
-    Args:
-        stored: The config in the checkpoint.
-        current: The requested config, complete.
-
-    Raises:
-        ConfigError: They differ in keys that a run keeps; has every difference, old and new.
-    """
-    current = _with_measured_rate(stored, current)
-    changes = list(differences(stored, current))
-    safe_keys = (*MAY_CHANGE, *data_paths(current, jobs.TrainJob))
-    forbidden = [
-        (key, old, new)
-        for key, old, new in changes
-        if not any(fnmatchcase(key, safe) for safe in safe_keys) and not names_environment(old)
-    ]
-    if forbidden:
-        raise ConfigError(*(_forbidden_change(*change, stored) for change in forbidden))
-    notes = [f"{key}: {describe_change(old, new)}; {NOTES[key]}" for key, old, new in changes if key in NOTES]
-    return dict(current), notes
-
-
-def _with_measured_rate(stored: Mapping[str, Any], current: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config with the learning rate that the run has measured, if `auto` asks for one."""
-    optimizer = current.get("optimizer")
-    if not isinstance(optimizer, Mapping) or optimizer.get("lr") != "auto" or "lr" not in stored.get("optimizer", {}):
-        return current
-    return {**current, "optimizer": {**optimizer, "lr": stored["optimizer"]["lr"]}}
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield dotted key, old and new value of each difference; a part with another `_target_` is one difference."""
     for key in dict.fromkeys([*old, *new]):
@@ -477,114 +430,3 @@ def _listed(value: object) -> Any:
 def describe_change(old: object, new: object) -> str:
     """Return the old and the new value of a key for a message."""
     return " -> ".join("(absent)" if value is _ABSENT else show_value(value) for value in (old, new))
-
-
-def _forbidden_change(key: str, old: object, new: object, stored: Mapping[str, Any]) -> str:
-    remedy = "Keep the old value, or start a new run"
-    if "weights" in stored.get("model", {}):
-        remedy += "; model.weights=<checkpoint> starts the new run from the weights of this one"
-    group, change = key.removesuffix("._target_"), describe_change(old, new)
-    options = [Groups((own_folder(),)).option_of(group, str(target)) for target in (old, new)] if group != key else []
-    if options and all(options):
-        key, change = group, " -> ".join(map(str, options))
-    return f"{key}: cannot change when a run is resumed: {change}. {remedy}."
-
-
-def compose_resumed(
-    line: CommandLine, choices: Sequence[Override], path: str
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Return the config of the resumed run, notes about changes, and errors.
-
-    Args:
-        line: The command line.
-        choices: Its valid choices of options.
-        path: A run folder or a checkpoint folder.
-
-    Raises:
-        CheckpointError: There is no run, or its config names code that is not trusted.
-    """
-    file, stored = read_stored_config(path)
-    _check_trust(line, stored)
-    problems = _conflicts(line, choices, path)
-    # Trust holds for one command, and never comes from the checkpoint itself.
-    base, tracker_notes = _without_foreign_trackers(stored | {"resume": None, "trust": []}, line, Path(path))
-    try:
-        base |= _chosen_parts(line, choices)
-    except ConfigError as error:
-        problems += error.messages
-    known = KnownKeys(jobs.TrainJob, line.groups, base)
-    wrong = [known.validate_override(item) for item in line.overrides.values]
-    problems += [message for messages in wrong for message in messages]
-    changed = OmegaConf.create(base)
-    valid = [item for item, messages in zip(line.overrides.values, wrong, strict=True) if not messages]
-    problems += apply_overrides(changed, valid)
-    values, without_value = plain(changed)
-    invalid = validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
-    if not problems and not without_value:
-        raise_problems(invalid, base, file)
-    problems += without_value or invalid
-    try:
-        config, notes = resume_config(stored, values if without_value else keep_references(values, changed))
-    except ConfigError as error:
-        return values, [], [*problems, *error.messages]
-    return config, [*tracker_notes, *notes], problems
-
-
-def _without_foreign_trackers(
-    config: dict[str, Any], line: CommandLine, path: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Return a stored config without trackers if this user has not made the run, and a note about them.
-
-    A run from a stranger would write into the user's accounts. Trackers that the command line names stay.
-
-    Args:
-        config: The stored config.
-        line: The command line.
-        path: A run folder or a checkpoint folder.
-    """
-    from trainer.ownership import read_tracker_ids  # not needed to report a wrong config
-
-    logger = config["logger"]
-    folder = path if (path / CHECKPOINTS).is_dir() else path.absolute().parent.parent
-    explicit = line.overrides.keys()
-    is_safe = "logger.trackers" in explicit or (logger.get("offline") is True and "logger.offline" not in explicit)
-    if not logger.get("trackers") or is_safe or read_tracker_ids(folder) is not None:
-        return config, []
-    names = ",".join(map(str, logger["trackers"]))
-    note = f"logger.trackers: off, as you have not started this run; logger.trackers=[{names}] turns them on"
-    return config | {"logger": {**logger, "trackers": []}}, [note]
-
-
-def _check_trust(line: CommandLine, stored: dict[str, Any]) -> None:
-    values = [item.value() for item in line.overrides.values if item.key_or_group == "trust"]
-    trust = values[-1] if values and isinstance(values[-1], list) else []
-    if problems := trust_problems(stored, [str(package) for package in trust], line.overrides.keys()):
-        raise CheckpointError(*problems)
-
-
-def _conflicts(line: CommandLine, choices: Sequence[Override], path: str) -> list[str]:
-    problems = []
-    if line.arguments.is_sweep:
-        problem = "several jobs cannot resume one run"
-        problems.append(format_error("resume", problem, "Leave out --multirun", value=path))
-    if line.arguments.options.cfg:
-        remedy = f"The resumed run uses {Path(path) / 'config.yaml'}"
-        problems.append(format_error("--cfg", "there is nothing to compose", remedy))
-    parts = _GROUPS
-    presets = [item.key_or_group for item in choices if item.key_or_group not in parts]
-    return [
-        *problems,
-        *(format_error(group, "cannot be chosen when a run is resumed", "Leave it out") for group in presets),
-    ]
-
-
-def _chosen_parts(line: CommandLine, choices: Sequence[Override]) -> dict[str, Any]:
-    """Return the parts that the command line chooses, composed, to be compared with the stored ones."""
-    parts = schema.groups(jobs.TrainJob)
-    chosen = [item for item in choices if item.key_or_group in parts and not is_sweep(item)]
-    if not chosen:
-        return {}
-    lines = [str(item.input_line) for item in chosen]
-    config, _ = compose(line.folder, line.config_name, [*line.hydra_overrides(), *lines])
-    composed = unresolved(config)
-    return {item.key_or_group: composed[item.key_or_group] for item in chosen}
