@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from trainer.data.batches import RowReader
 from trainer.errors import DataError
-from trainer.mapped_files import open_mapped_file, read_chunks, release_pages
+from trainer.mapped_files import as_array, open_mapped_file, read_chunks, release_pages
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory"
@@ -124,3 +125,27 @@ def test_rows_in_memory_are_never_released() -> None:
     assert open_mapped_file(rows.data) is None
     release_pages(rows)
     assert sum(chunk["n"].to_numpy().sum() for chunk in read_chunks(rows, "n", size=2**20)) == sum(range(2**22))
+
+
+@pytest.mark.parametrize("name", ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_whole_numbers_become_arrays(name: str) -> None:
+    check_array(name, [1, 0, 1, 1, 0, 1, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "float64"])
+def test_numbers_become_arrays(name: str) -> None:
+    check_array(name, [0.5, -2.25, 1e4])
+
+
+def check_array(name: str, values: list[Any]) -> None:
+    array = as_array(pa.array(np.array(values, dtype=name))[1:])
+
+    assert array.dtype == np.dtype(name)
+    assert array.tolist() == np.array(values, dtype=name)[1:].tolist()
+
+
+@pytest.mark.parametrize("name", ["date32", "date64"])
+def test_dates_become_arrays(name: str) -> None:
+    days = [date(2026, 1, 2), date(1969, 12, 31)]
+
+    assert as_array(pa.array(days, getattr(pa, name)())).astype("datetime64[D]").tolist() == days

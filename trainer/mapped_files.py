@@ -88,14 +88,21 @@ def as_array(values: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
         values = values.combine_chunks()
     if pyarrow.types.is_timestamp(values.type):
         return as_array(values.cast(pyarrow.int64())).view(f"datetime64[{values.type.unit}]")
-    if values.null_count or not len(values) or not pyarrow.types.is_primitive(values.type):
+    is_boolean = pyarrow.types.is_boolean(values.type)
+    is_number = pyarrow.types.is_integer(values.type) or pyarrow.types.is_floating(values.type)
+    if values.null_count or not len(values) or not (is_number or is_boolean):
         return np.asarray(values.to_numpy(zero_copy_only=False))
     _, buffer = values.buffers()
-    if pyarrow.types.is_boolean(values.type):
+    if is_boolean:
         bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
         return bits[values.offset : values.offset + len(values)].view(np.bool_)
-    dtype = np.dtype(values.type.to_pandas_dtype())
+    dtype = _numpy_type(values.type)
     return np.frombuffer(buffer, dtype, len(values), values.offset * dtype.itemsize)
+
+
+def _numpy_type(numbers: pyarrow.DataType) -> np.dtype[Any]:
+    """Return NumPy's type of numbers; older versions of pyarrow load pandas to convert a type."""
+    return np.dtype({"halffloat": "float16", "float": "float32", "double": "float64"}.get(str(numbers), str(numbers)))
 
 
 class ArrayInFile:
@@ -167,7 +174,7 @@ class MappedFile:
         if values.null_count or not width or not (self._start <= buffer.address < self._stop):
             return None
         position = self._offset + buffer.address - self._start + values.offset * width
-        return ArrayInFile(self, position, np.dtype(values.type.to_pandas_dtype()))
+        return ArrayInFile(self, position, _numpy_type(values.type))
 
 
 def open_mapped_file(table: pyarrow.Table) -> MappedFile | None:

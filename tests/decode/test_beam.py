@@ -70,15 +70,24 @@ def test_early_stopping_never_finds_a_longer_text() -> None:
 
 @torch.inference_mode()
 def test_early_stopping_misses_better_texts() -> None:
-    theirs, ours = models(8)
-    prompt = prompt_of([17, 17])
-    found = []
+    """Two texts have ended, (0) and (2, 0), when the most likely text is (3, 4) and its end is certain."""
+    rare = 1e-6
+    table = torch.full((5, 5), rare)
+    for token, following in {1: {0: 0.3, 2: 0.25, 3: 0.45}, 2: {0: 0.9, 2: 0.1}, 3: {0: 0.1, 4: 0.9}}.items():
+        for after, probability in following.items():
+            table[token, after] = probability
+    table[4, 0] = table[0, 0] = 1.0
+    theirs, ours = models_of_table(table / table.sum(-1, keepdim=True))
+    prompt = prompt_of([1])
+    texts = {}
     for rule in (True, False):
-        settings = PLAIN | BEAMS | {"max_new_tokens": 20, "early_stopping": rule, "num_return": 3}
-        found.append(Beam(**settings)(CachedSession(ours), prompt))
-        check(Case(theirs, ours, prompt, settings), found[-1])
+        settings = PLAIN | BEAMS | {"num_beams": 2, "num_return": 2, "early_stopping": rule}
+        found = Beam(**settings)(CachedSession(ours), prompt)
+        check(Case(theirs, ours, prompt, settings), found)
+        texts[rule] = {each.ids for each in found}
 
-    assert found[0] != found[1]
+    assert texts[True] == {(0,), (2, 0)}
+    assert (3, 4, 0) in texts[False]
 
 
 @torch.inference_mode()
