@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import trainer
-from trainer.builders.training import set_determinism
+from trainer.builders.device import set_determinism
 from trainer.errors import ConfigError, did_you_mean, find_user_error, format_error, raise_if_any
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trainer.data.batches import RowReader
 from trainer.errors import DataError
-from trainer.mapped_files import as_array, open_mapped_file, read_chunks, release_pages
+from trainer.mapped_files import RowReader, as_array, open_mapped_file, read_chunks, release_pages
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory"
@@ -149,3 +150,24 @@ def test_dates_become_arrays(name: str) -> None:
     days = [date(2026, 1, 2), date(1969, 12, 31)]
 
     assert as_array(pa.array(days, getattr(pa, name)())).astype("datetime64[D]").tolist() == days
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=40))
+def test_rows_of_every_type_are_read_from_any_chunk(ids: list[int]) -> None:
+    values: dict[str, list[Any]] = {
+        "whole": list(range(100)),
+        "real": [n / 7 for n in range(100)],
+        "flag": [n % 3 == 0 for n in range(100)],
+        "text": [f"t{n}\0" for n in range(100)],
+        "bytes": [bytes([n, 0]) for n in range(100)],
+        "numbers": [list(range(n % 5)) for n in range(100)],
+        "words": [[f"w{n}"] * (n % 3) for n in range(100)],
+    }
+    parts = [{name: column[start : start + 7] for name, column in values.items()} for start in range(0, 100, 7)]
+    rows = concatenate_datasets([Dataset.from_dict(part) for part in parts])
+
+    columns = RowReader(rows).read(ids)
+
+    read = {name: [getattr(each, "tolist", lambda each=each: each)() for each in columns[name]] for name in columns}
+    assert read == {name: [column[position] for position in ids] for name, column in values.items()}
+    assert columns["real"].dtype == np.float64

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,3 +217,86 @@ def read_chunks(rows: Dataset | MappedRows, *names: str, size: int = 10_000) -> 
         yield table
         if mapped is not None:
             mapped.release()
+
+
+class RowReader:
+    """Reads rows of an encoded split by position, without a Python object per value.
+
+    Args:
+        rows: The split. Its file stays mapped; numbers are read from a large file itself, because each access to a
+            mapping brings up to a megabyte of the file into the memory of the process.
+    """
+
+    def __init__(self, rows: Dataset | MappedRows) -> None:
+        table: pyarrow.Table = rows.data if isinstance(rows, MappedRows) else rows.with_format("arrow")[:]
+        self._columns = {name: table.column(name).chunks for name in table.column_names}
+        first_column = next(iter(self._columns.values()))
+        self._file = open_mapped_file(table)
+        self._starts = np.cumsum([0, *map(len, first_column)])
+        self._views: dict[tuple[str, int], _View] = {}
+
+    def read(self, ids: Sequence[int]) -> LazyColumns:
+        """Return the columns of B rows: a column of numbers is an array (B,), a column of lists is B arrays."""
+        chunks = np.searchsorted(self._starts, ids, side="right") - 1
+        places = list(zip(chunks.tolist(), (np.asarray(ids) - self._starts[chunks]).tolist(), strict=True))
+        return LazyColumns(self._columns, lambda name: self._read_column(name, places))
+
+    def _read_column(self, name: str, places: list[tuple[int, int]]) -> Any:
+        views = [self._view(name, chunk) for chunk, _ in places]
+        values = [view.row(row) for view, (_, row) in zip(views, places, strict=True)]
+        return values if views[0].is_list else np.array(values, dtype=None if views[0].is_number else object)
+
+    def _view(self, name: str, chunk: int) -> _View:
+        view = self._views.get((name, chunk))
+        if view is None:
+            view = self._views[name, chunk] = _View(self._columns[name][chunk], self._file)
+        return view
+
+
+class LazyColumns(Mapping[str, Any]):
+    """Columns that are read when they are first used: most batches need few of them."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Any]) -> None:
+        self._names = dict.fromkeys(names)
+        self._read = lru_cache(maxsize=None)(read)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _View:
+    """A chunk of a column. Numbers, and the numbers of lists, are read from memory, or from a large file itself."""
+
+    __slots__ = ("_column", "_offsets", "_values", "is_list", "is_number")
+
+    def __init__(self, column: pyarrow.Array, file: MappedFile | None) -> None:
+        self._column = column
+        self.is_list = hasattr(column, "offsets")
+        values = column.values if self.is_list else column
+        self.is_number = pyarrow.types.is_primitive(values.type)
+        if self.is_number:
+            self._values = _numbers(values, file)
+            offsets: Any = _numbers(column.offsets, file) if self.is_list else []
+            self._offsets = offsets.tolist() if isinstance(offsets, np.ndarray) else offsets
+
+    def row(self, row: int) -> Any:
+        """Return a value, or an array of the values of a list."""
+        if self.is_number:
+            if not self.is_list:
+                return self._values[row]
+            start, stop = self._offsets[row : row + 2]
+            return self._values[start:stop]
+        return self._column[row].values.to_numpy(zero_copy_only=False) if self.is_list else self._column[row].as_py()
+
+
+def _numbers(values: pyarrow.Array, file: MappedFile | None) -> np.ndarray | ArrayInFile:
+    in_file = None if file is None else file.array(values)
+    return as_array(values) if in_file is None else in_file

@@ -10,7 +10,6 @@ from tests.support.jobs import TINY, Recorded, working_in, write_data
 from tests.test_conf import job_of
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.training import (
-    build_device,
     build_training,
     build_utilization,
     check_names,
@@ -39,26 +38,6 @@ def prepared(data: list[str], *overrides: str) -> tuple[TrainJob, Task, Encoded]
     job = job_of(*data, *TINY, *overrides)
     task = build_task(job)
     return job, task, build_encoded(job, task, fitted=False)
-
-
-def test_a_missing_device_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"device: is not available on this machine, got 'cuda:99'.*device=cpu"):
-        build_device("cuda:99")
-    assert (build_device("auto").type == "cuda") == torch.cuda.is_available()
-
-
-def test_each_of_several_processes_needs_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    for name in ("cuda:0", "mps"):
-        with pytest.raises(ConfigError, match=f"device: names a single device.*3 processes.*'{name}'"):
-            build_device(name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"devices: this machine has 2 CUDA devices.*got 3"):
-        build_device("auto")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert build_device("cuda") == torch.device("cuda", 1)
 
 
 def test_all_import_errors_are_reported_before_the_data_is_read(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from trainer.data.batches import (
     BatchPlan,
     EvaluationBatches,
     LoaderOptions,
-    RowReader,
     TrainLoader,
     split_batch,
 )
@@ -138,27 +137,6 @@ def test_evaluation_visits_all_rows_in_order_every_time(workers: int) -> None:
             assert [batch.ids for batch in loader] == [tuple(range(10)), tuple(range(10, 20)), (20, 21, 22)]
 
 
-@given(st.lists(st.integers(0, 99), min_size=1, max_size=40))
-def test_rows_of_every_type_are_read_from_any_chunk(ids: list[int]) -> None:
-    values: dict[str, list[Any]] = {
-        "whole": list(range(100)),
-        "real": [n / 7 for n in range(100)],
-        "flag": [n % 3 == 0 for n in range(100)],
-        "text": [f"t{n}\0" for n in range(100)],
-        "bytes": [bytes([n, 0]) for n in range(100)],
-        "numbers": [list(range(n % 5)) for n in range(100)],
-        "words": [[f"w{n}"] * (n % 3) for n in range(100)],
-    }
-    parts = [{name: column[start : start + 7] for name, column in values.items()} for start in range(0, 100, 7)]
-    rows = concatenate_datasets([Dataset.from_dict(part) for part in parts])
-
-    columns = RowReader(rows).read(ids)
-
-    read = {name: [getattr(each, "tolist", lambda each=each: each)() for each in columns[name]] for name in columns}
-    assert read == {name: [column[position] for position in ids] for name, column in values.items()}
-    assert columns["real"].dtype == np.float64
-
-
 def test_batches_that_have_read_rows_are_sent_to_a_process_without_their_rows() -> None:
     read = Dataset.from_dict({"x": list(range(100_000))})
     sent = Batches(read, NoisyTask(), "padded", seed=5)  # type: ignore[arg-type]
@@ -166,13 +144,6 @@ def test_batches_that_have_read_rows_are_sent_to_a_process_without_their_rows() 
     sent[BatchIndices(0, (1, 2))]
 
     assert len(pickle.dumps(sent)) == unread
-
-
-def test_rows_are_read_as_arrays() -> None:
-    columns = RowReader(ROWS).read([3, 2, 0])
-
-    assert columns["x"].tolist() == [3, 2, 0]
-    assert [list(row) for row in columns["ragged"]] == [[0, 1, 2], [0, 1], []]
 
 
 def drawn_plan(**changes: Any) -> BatchPlan:

@@ -5,9 +5,10 @@ from datasets import Dataset
 from torch import nn
 
 from tests.support.predictions import predict
-from trainer.data.batches import Batches, BatchIndices, BatchPlan, RowReader
+from trainer.data.batches import Batches, BatchIndices, BatchPlan
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
+from trainer.mapped_files import RowReader
 from trainer.sample_rng import SampleRng
 from trainer.task.tabular_classification import TabularClassification
 

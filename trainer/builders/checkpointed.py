@@ -18,9 +18,9 @@ from torch import nn
 
 from trainer.atomic_io import replaced_folder
 from trainer.builders.data import build_encoded, build_task, loader_options
+from trainer.builders.device import build_device
 from trainer.builders.loss import build_loss, needs_teacher
 from trainer.builders.model import merge_adapters, restore_model
-from trainer.builders.training import build_device
 from trainer.capture import MASKS
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
+from trainer.builders.device import build_device, name_of, seed_rng, set_determinism
 from trainer.builders.instantiate import in_group, locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
 from trainer.builders.metrics import build_metrics, check_metrics
@@ -192,7 +190,7 @@ def _build_run(
     loss = build_loss(job, task, device, snapshot)
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
     check_statistic(loss, ranks, count_shards(job.shard, ranks), job.loader.tokens)
-    utilization = build_utilization(task, model, job.precision, _name_of(device), ranks)
+    utilization = build_utilization(task, model, job.precision, name_of(device), ranks)
     sharding = _shard(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
@@ -253,10 +251,6 @@ def build_utilization(
         return None
     flops = count_flops(model, image, task if isinstance(task, LanguageModelTask) else None)
     return None if flops is None else Utilization(flops, total)
-
-
-def _name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _checks_late(
@@ -386,39 +380,6 @@ def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
     return join_ranks("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", job.launch.timeout, store)
 
 
-def build_device(name: str) -> torch.device:
-    """Return the device of a name; `auto` takes CUDA, else MPS, else the CPU. Each of several processes has its own.
-
-    Raises:
-        ConfigError: This machine has no such device, or fewer than processes.
-    """
-    size, local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if name == "auto":
-        # MPS is a single device, and its tensors cannot be exchanged.
-        has_mps = size == 1 and torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    device, count = torch.device(name), torch.cuda.device_count()
-    if size > 1 and (device.type == "mps" or device.index is not None):
-        problem = f"names a single device, but this machine has {size} processes of the run"
-        raise ConfigError(format_error("device", problem, "Set device=cuda or device=cpu", value=name))
-    if device.type == "cuda" and torch.cuda.is_available() and size > count:
-        # All processes report the same, so that it is printed once.
-        problem = f"this machine has {count} CUDA device{'' if count == 1 else 's'}, and each process needs its own"
-        remedy = f"Use at most {count}, or a machine with more, or set device=cpu"
-        raise ConfigError(format_error("devices", problem, remedy, value=size))
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        # Slurm may show each of its tasks one GPU of its own.
-        device = torch.device("cuda", 0 if count == 1 and "SLURM_PROCID" in os.environ else local)
-    present = {
-        "cuda": torch.cuda.is_available() and (device.index or 0) < count,
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device.type, True):
-        remedy = f"PyTorch finds {count} CUDA device{'' if count == 1 else 's'}. Set device=cpu or device=auto"
-        raise ConfigError(format_error("device", "is not available on this machine", remedy, value=name))
-    return device
-
-
 def check_targets(job: TrainJob) -> None:
     """Check that all plugged-in parts can be imported, before the data is read.
 
@@ -439,26 +400,6 @@ def check_targets(job: TrainJob) -> None:
         except ConfigError as error:
             errors += error.messages
     raise_if_any(*errors)
-
-
-def seed_rng(seed: int) -> None:
-    """Seed every global random number generator."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """Allow only operations that give the same bits every time, or any; the CPU's operations always do.
-
-    PyTorch reports an operation without a deterministic implementation when it is run. A mode that only warns would
-    also select the attention whose backward pass is not deterministic.
-    """
-    if device.type == "cuda":
-        if deterministic:  # read when cuBLAS is first used
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(deterministic, warn_only=False)
-        torch.backends.cudnn.benchmark = not deterministic
 
 
 def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:

@@ -72,7 +72,7 @@ def run(job: PlanJob, config: Document) -> None:
 
 def _warn_of_device(name: str) -> None:
     """Warn if training would fail here: a plan runs on the CPU, so that it can be made on any machine."""
-    from trainer.builders.training import build_device
+    from trainer.builders.device import build_device
 
     try:
         build_device(name)

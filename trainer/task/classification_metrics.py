@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassF1Score, MultilabelExactMatch, MultilabelF1Score
-from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from trainer.spans import count_spans
 from trainer.task.entities import Scheme, count_entities, read_scheme
-from trainer.task.regression_metrics import average_ranks
+from trainer.task.regression_metrics import KeptRows, average_ranks
 
 _MAX_LOGITS = 2**22
 """Logits to normalize at a time, so that an evaluation needs no second tensor of the size of its logits."""
@@ -37,7 +36,6 @@ class TokenAccuracy(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
     full_state_update = False
 
     num_right: Tensor
@@ -71,7 +69,6 @@ class Perplexity(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
     full_state_update = False
 
     cross_entropy: Tensor
@@ -176,35 +173,22 @@ def prepare_decisions(decide: Callable[[Tensor], Tensor], output: Tensor, target
     return decisions.int() if decisions.dtype == torch.bool else decisions, target.long()
 
 
-class Outputs(Metric):
+class Outputs(KeptRows):
     """All outputs and targets of a split, in the order of the data; its value is the number of rows.
 
     Attributes:
         collected: Outputs (N, C) in float32 and targets on the CPU, once the value has been computed.
     """
 
-    full_state_update = False
     collected: tuple[Tensor, Tensor]
-    outputs: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("outputs", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add outputs (B, C) and targets."""
-        self.outputs.append(output)
-        self.targets.append(target)
 
     def compute(self) -> Tensor:
-        self.collected = dim_zero_cat(self.outputs).cpu(), dim_zero_cat(self.targets).cpu()
+        self.collected = self.rows()
         return torch.tensor(len(self.collected[0]))
 
 
-class RankingScore(Metric):
-    """A statistic of the order of the scores of each label, averaged over the labels; it keeps all scores of a split.
+class RankingScore(KeptRows):
+    """A statistic of the order of the scores of each label, averaged over the labels.
 
     A label without a value, such as one without a positive, is left out of the mean, which is NaN if no label remains.
 
@@ -213,24 +197,18 @@ class RankingScore(Metric):
     """
 
     higher_is_better = True
-    full_state_update = False
-    outputs: list[Tensor]
-    targets: list[Tensor]
 
     def __init__(self, statistic: Callable[[Tensor, Tensor], Tensor], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.statistic = statistic
-        self.add_state("outputs", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add scores and labels of 0 and 1, both (B, C)."""
-        self.outputs.append(output.detach())
-        self.targets.append(target.bool())
+        super().update(output, target.bool())
 
     def compute(self) -> Tensor:
         """Return the mean: shape (), float64."""
-        output, target = (dim_zero_cat(rows).cpu() for rows in (self.outputs, self.targets))
+        output, target = self.rows()
         parts = [slice(start, start + _MAX_LABELS) for start in range(0, output.shape[1], _MAX_LABELS)]
         return torch.cat([self.statistic(output[:, part], target[:, part]) for part in parts]).nanmean()
 
@@ -267,6 +245,29 @@ def roc_areas(scores: Tensor, target: Tensor) -> Tensor:
     return (rank_sums - positives * (positives + 1) / 2) / (positives * (len(target) - positives))
 
 
+class Counts(Metric):
+    """The base of statistics of the right, the predicted and the actual targets of each class.
+
+    Args:
+        num_classes: C.
+        statistic: Maps the three counts, each int64 (C,), to a number, shape ().
+    """
+
+    higher_is_better = True
+    full_state_update = False
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int, statistic: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.statistic = statistic
+        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return self.statistic(*self.counts)
+
+
 class EntityScore(Metric):
     """F1, precision or recall of entities over all types (micro-averaged), as `conlleval` and seqeval compute them.
 
@@ -279,7 +280,6 @@ class EntityScore(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
     full_state_update = False
 
     counts: Tensor
@@ -316,7 +316,7 @@ def _entity_score(
     return value
 
 
-class ClassCounts(Metric):
+class ClassCounts(Counts):
     """A statistic of how many targets of each class were predicted, how often it was predicted, and how often a target.
 
     Args:
@@ -325,20 +325,9 @@ class ClassCounts(Metric):
         ignore_index: The target at a position without a word to tag.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    counts: Tensor
-
-    def __init__(
-        self, num_classes: int, statistic: Callable[[Tensor, Tensor, Tensor], Tensor], ignore_index: int = -100
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.statistic = statistic
+    def __init__(self, num_classes: int, statistic: Callable[..., Tensor], ignore_index: int = -100) -> None:
+        super().__init__(num_classes, statistic)
         self.ignore_index = ignore_index
-        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add scores (..., C) and classes (...,)."""
@@ -351,37 +340,13 @@ class ClassCounts(Metric):
         counts = [_count_classes(classes, self.num_classes + 1)[:-1] for classes in (right, predicted, target)]
         self.counts += torch.stack(counts)
 
-    def compute(self) -> Tensor:
-        right, predicted, actual = self.counts
-        return self.statistic(right, predicted, actual)
 
-
-class SpanCounts(Metric):
-    """A statistic of how many spans of each class were predicted rightly, were predicted, and are in the text.
-
-    Args:
-        num_classes: C.
-        statistic: Maps the three counts, each int64 (C,), to a number, shape ().
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    counts: Tensor
-
-    def __init__(self, num_classes: int, statistic: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.statistic = statistic
-        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+class SpanCounts(Counts):
+    """A statistic of how many spans of each class were predicted rightly, were predicted, and are in the text."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add scores of spans (B, C, T, T) and a target (B, T, M) as `trainer.spans` describes it."""
         self.counts += count_spans(output, target).sum(dim=1)
-
-    def compute(self) -> Tensor:
-        matched, predicted, actual = self.counts
-        return self.statistic(matched, predicted, actual)
 
 
 def span_metrics(num_classes: int) -> MetricCollection:
@@ -395,7 +360,7 @@ def span_metrics(num_classes: int) -> MetricCollection:
     return MetricCollection({**metrics, "macro_f1": SpanCounts(num_classes, f1_of_tags)})
 
 
-class LabelCounts(Metric):
+class LabelCounts(Counts):
     """A statistic of how many rows with each label were predicted to have it, were predicted to, have it, and of rows.
 
     Args:
@@ -403,17 +368,10 @@ class LabelCounts(Metric):
         statistic: Maps the three counts, each int64 (C,), and the number of rows to a number, shape ().
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    counts: Tensor
     num_rows: Tensor
 
-    def __init__(self, num_labels: int, statistic: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.statistic = statistic
-        self.add_state("counts", default=torch.zeros(3, num_labels, dtype=torch.int64), dist_reduce_fx="sum")
+    def __init__(self, num_labels: int, statistic: Callable[..., Tensor]) -> None:
+        super().__init__(num_labels, statistic)
         self.add_state("num_rows", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, decisions: Tensor, target: Tensor) -> None:
@@ -423,8 +381,7 @@ class LabelCounts(Metric):
         self.num_rows += len(target)
 
     def compute(self) -> Tensor:
-        right, predicted, actual = self.counts
-        return self.statistic(right, predicted, actual, self.num_rows)
+        return self.statistic(*self.counts, self.num_rows)
 
 
 def f1_of_tags(right: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:

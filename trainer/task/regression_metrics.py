@@ -15,10 +15,32 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 
 
-class Statistic(Metric):
+class KeptRows(Metric):
+    """The base of metrics that keep all outputs and targets of a split until the end."""
+
+    full_state_update = False
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("outputs", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add the outputs and targets of a batch."""
+        self.outputs.append(output.detach())
+        self.targets.append(target)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the outputs and the targets of all rows, on the CPU."""
+        return dim_zero_cat(self.outputs).cpu(), dim_zero_cat(self.targets).cpu()
+
+
+class Statistic(KeptRows):
     """A statistic of all outputs and targets (N, V) of a split in float64, averaged over the V values.
 
-    It keeps them until the end, 8 * V bytes per sample; metrics in one collection share them.
+    It keeps 8 * V bytes per sample; metrics in one collection share them.
 
     Args:
         statistic: Maps outputs and targets (N, V), float64 on the host, to one number per value, (V,).
@@ -26,26 +48,15 @@ class Statistic(Metric):
             statistic changes if outputs and targets are shifted together.
     """
 
-    full_state_update = False
-    outputs: list[Tensor]
-    targets: list[Tensor]
-
     def __init__(self, statistic: Callable[[Tensor, Tensor], Tensor], scale: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.statistic = statistic
         self.scale = list(scale)
-        self.add_state("outputs", default=[], dist_reduce_fx="cat")
-        self.add_state("targets", default=[], dist_reduce_fx="cat")
-
-    def update(self, output: Tensor, target: Tensor) -> None:
-        """Add outputs and targets (B, V)."""
-        self.outputs.append(output.detach())
-        self.targets.append(target)
 
     def compute(self) -> Tensor:
         """Return the mean over the values: shape (), float64."""
         scale = torch.tensor(self.scale, dtype=torch.float64)
-        output, target = (dim_zero_cat(rows).cpu().double() * scale for rows in (self.outputs, self.targets))
+        output, target = (rows.double() * scale for rows in self.rows())
         return self.statistic(output, target).mean()
 
 
