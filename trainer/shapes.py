@@ -67,17 +67,37 @@ def parse_json(data: bytes | str, shape: object = object, *, finite: bool = Fals
     Raises:
         DocumentError: It is not JSON, has another shape, is nested deeply or has integers of more than 64 bits.
     """
+    document = load_json(data)
+    check_values(document, finite=finite)
+    check_shape(document, shape)
+    return document
+
+
+def load_json(data: bytes | str) -> Any:
+    """Return the JSON in `data`, whatever its values are.
+
+    Raises:
+        DocumentError: It is not JSON or not UTF-8, or is nested too deeply for the parser.
+    """
     try:
-        document = json.loads(data if isinstance(data, str) else data.decode("utf-8"))
+        return json.loads(data if isinstance(data, str) else data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DocumentError("is not UTF-8 text") from error
     except RecursionError as error:
         raise DocumentError("is nested too deeply") from error
     except ValueError as error:
         raise DocumentError(f"is not JSON ({error})") from error
-    for problem in (*_find_extremes(document, finite), *_find_problems(document, shape, "")):
+
+
+def check_values(document: object, *, finite: bool = False) -> None:
+    """Check that a document has no value that JSON allows but that no document has.
+
+    Raises:
+        DocumentError: It is nested deeply, has integers of more than 64 bits or half of a character, or, if it must be
+            finite, NaN or infinity.
+    """
+    for problem in _find_extremes(document, finite):
         raise DocumentError(problem)
-    return document
 
 
 def to_json(document: object, **options: Any) -> str:
@@ -222,6 +242,8 @@ def _find_problems(value: object, shape: object, path: str) -> Iterator[str]:
         assert isinstance(value, list)
         if len(shape) > 1 and len(value) != len(shape):
             yield f"{start}must have {len(shape)} items, got {_show(value)}"
+        if shape == [object]:
+            return
         items = shape if len(shape) > 1 else shape * len(value)
         for position, (each, item) in enumerate(zip(value, items, strict=False)):
             yield from _find_problems(each, item, f"{path}[{position}]")

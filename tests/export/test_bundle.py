@@ -29,7 +29,7 @@ from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.export.folder import describe
 from trainer.serve.app import Limits, Service
-from trainer.serve.batcher import Batcher
+from trainer.serve.batcher import Batcher, LoopBatcher
 from trainer.serve.model import ServedModel
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30)]
@@ -472,8 +472,11 @@ def assert_served(export: Path, rows_file: Path, want: list[dict[str, Any]]) -> 
             row["image"] = base64.b64encode((rows_file.parent / row["image"]).read_bytes()).decode()
     model = ServedModel(export)
     assert model.check()
-    batcher = Batcher(model.answer, 32, 1000)
-    with TestClient(Service(model, batcher, Limits(1000, 10**7, 60.0), "1").app()) as client:
+    batcher, quick = Batcher(model.answer, 32, 1000), LoopBatcher(model.answer, 32)
+    quick_rows = model.count_quick_rows(32)
+    assert (quick_rows > 0) == (model.rows == "tables")
+    service = Service(model, batcher, Limits(1000, 10**7, 60.0), "1", quick=quick, quick_rows=quick_rows)
+    with TestClient(service.app()) as client:
         # Requests cannot contain NaN, nor a line with too few cells.
         usable = [place for place, row in enumerate(rows) if row is not None and not has_nan(row)]
         response = client.post("/predict", json={"rows": [rows[place] for place in usable], "top": 2})

@@ -1,5 +1,6 @@
 """The HTTP server over an exported folder: its answers, its refusals, its end."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
@@ -28,8 +29,9 @@ from trainer.cli import main
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.bundle.predict import Row
 from trainer.serve.app import Limits, Service
-from trainer.serve.batcher import Batcher, QueueFullError
-from trainer.serve.model import TOKENS_PER_CALL, ServedModel, split_by_length
+from trainer.serve.batcher import LARGEST_BATCH, Batcher, LoopBatcher, QueueFullError
+from trainer.serve.body import Decode, RequestError, decode_strictly, parse_body
+from trainer.serve.model import TOKENS_PER_CALL, ServedModel, count_characters, split_by_length
 from trainer.serve.openapi import openapi
 from trainer.serve.reference import render
 
@@ -122,6 +124,64 @@ def test_requests_are_counted(published: Published) -> None:
     assert (values["trainer_rows_total"], values["trainer_broken_rows_total"]) == ("3", "1")
     assert values['trainer_request_seconds_bucket{le="+Inf"}'] == values["trainer_request_seconds_count"] == "2"
     assert (values["trainer_batches_total"], values["trainer_waiting_rows"]) == ("1", "0")
+
+
+def test_answers_of_the_event_loop_are_the_same(published: Published) -> None:
+    model, gate = ServedModel(published.folder), Gate()
+    batcher = Batcher(gate.answer, 2, 100)
+    quick = LoopBatcher(model.answer, 2)
+    limits = Limits(max_rows=8, max_bytes=4000, timeout=20.0, max_characters=200)
+    app = Service(model, batcher, limits, "1", quick=quick, quick_rows=4).app()
+    with TestClient(app, raise_server_exceptions=False) as client:
+        rows = [*TEXTS, "w1 " * 100]
+        answers = client.post("/predict", json={"rows": rows, "top": 3}).json()["answers"]
+        assert_expected(answers[:3], top=3)
+        assert answers[3] == {"error": "has 300 characters, more than 200 (max_characters). Send a part of it"}
+        assert "trainer_batches_total 2" in client.get("/metrics").text
+        # A request of more rows goes to the threads, whose model is another one here.
+        gate.open.set()
+        larger = client.post("/predict", json={"rows": ["broken"] * 5})
+        assert larger.json() == {"error": "the server has a fault (RuntimeError), which its log describes."}
+        assert larger.status_code == 500
+    batcher.close()
+
+
+LOOSE = st.recursive(
+    st.one_of(st.integers(), st.sampled_from((2**63, 2**64, -(2**64), 10**30)), st.floats(), st.text(), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=2), inner, max_size=3)),
+    max_leaves=6,
+)
+BODIES = st.one_of(
+    st.fixed_dictionaries({"rows": st.lists(LOOSE, max_size=4)}, optional={"top": LOOSE, "k": LOOSE}),
+    LOOSE,
+).map(json.dumps)
+
+
+@settings(max_examples=40)
+@given(st.one_of(BODIES, st.tuples(BODIES, st.integers(0, 20)).map(lambda pair: pair[0][: -pair[1] or None])))
+@example('{"rows": [{"a": 1, "a": 2}]}')
+@example('{"rows": [{"a": 1e999}, {"a": "\\ud800"}]}')
+@example('{"rows": [' + "[" * 99 + "]" * 99 + "]}")
+@example('{"rows": [{"a": [' + "{}," * 30 + '{"b": 18446744073709551616}]}]}')
+def test_a_strict_parser_gives_and_refuses_the_same(text: str) -> None:
+    class RefusedError(Exception):
+        """What a strict parser raises."""
+
+    def refuse(constant: str) -> None:
+        raise RefusedError(constant)
+
+    def decode(body: bytes) -> Any:
+        document = json.loads(body, parse_constant=refuse)
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+        return document
+
+    def outcome(own: Decode | None) -> object:
+        try:
+            return json.dumps(parse_body(text.encode("utf-8", "surrogatepass"), 3, own))
+        except RequestError as error:
+            return error.status, str(error)
+
+    assert outcome(decode) == outcome(decode_strictly) == outcome(None)
 
 
 def test_page_and_descriptions(client: TestClient) -> None:
@@ -282,7 +342,7 @@ def texts(*values: object) -> list[Row]:
 
 def test_waiting_requests_share_batches_and_keep_their_order() -> None:
     gate = Gate()
-    batcher = Batcher(gate.answer, 3, 10)
+    batcher = Batcher(gate.answer, 3, 10, length=count_characters)
     first = batcher.submit(texts("a"), 1)
     gate.started.wait()
     waiting = [batcher.submit(texts("b"), 1), batcher.submit(texts("c", "d"), 1), batcher.submit(texts("e"), 2)]
@@ -299,6 +359,41 @@ def test_waiting_requests_share_batches_and_keep_their_order() -> None:
     # Another `top` and too many rows begin a batch; the rows of a long request are sorted by length.
     assert gate.batches == [["a"], ["b", "c", "d"], ["e"], ["g", "i", "hh"], ["ffff"]]
     assert (batcher.num_waiting, batcher.num_batches) == (0, 5)
+
+
+def test_batches_of_long_texts_have_fewer_rows() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = Batcher(gate.answer, 3, 10, length=count_characters)
+    half, most = "h" * (LARGEST_BATCH // 2), "m" * (LARGEST_BATCH + 1)
+    answers = batcher.submit(texts(half, most, half, "a", half, ["b"]), 1).result()
+    batcher.close()
+    assert [row["text"] for row in answers] == [half, most, half, "a", half, ["b"]]
+    assert gate.batches == [["a", ["b"], half], [half, half], [most]]
+
+
+def test_event_loop_answers_requests_that_arrived_together_in_batches() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = LoopBatcher(gate.answer, 3)
+
+    async def ask(top: int, *values: object) -> object:
+        try:
+            return [row["text"] for row in await batcher.submit(texts(*values), top)]
+        except RuntimeError as error:
+            return str(error)
+
+    async def ask_all() -> list[object]:
+        gone = batcher.submit(texts("gone"), 2)
+        gone.cancel()
+        requests = (ask(1, "a"), ask(1, "b", "c"), ask(1, "d"), ask(2, "e"), ask(2, "broken"), ask(3, "f"))
+        together = await asyncio.gather(*requests)
+        return [*together, await ask(3, "g", "h", "i", "j")]
+
+    fault = "a fault of the model"
+    assert asyncio.run(ask_all()) == [["a"], ["b", "c"], ["d"], fault, fault, ["f"], ["g", "h", "i", "j"]]
+    assert gate.batches == [["gone"], ["a", "b", "c"], ["d"], ["e", "broken"], ["f"], ["g", "h", "i"], ["j"]]
+    assert batcher.num_batches == 6
 
 
 def test_faults_of_the_model_reach_their_requests_only() -> None:

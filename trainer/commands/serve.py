@@ -31,7 +31,7 @@ def run(job: ServeJob, config: Document) -> None:
         problem = f"needs the package {' and '.join(missing)}, which is not installed"
         raise ConfigError(format_error("serve", problem, install("serve")))
     from trainer.serve.app import Limits, Service
-    from trainer.serve.batcher import Batcher
+    from trainer.serve.batcher import Batcher, LoopBatcher
     from trainer.serve.model import ServedModel
     from trainer.serve.server import Server, listen
 
@@ -43,10 +43,11 @@ def run(job: ServeJob, config: Document) -> None:
             print_lines(f"note: {folder}: has no golden rows, so its answers were not compared on this machine.")
         if model.rule_note:
             print_lines(model.rule_note)
-        batcher = Batcher(
-            model.answer, job.batch_size, job.max_waiting, threads=2
-        )  # one encodes while the other computes
-        service = Service(model, batcher, Limits(job.max_rows, job.max_bytes, job.timeout), __version__)
+        # One thread encodes while the other computes.
+        batcher = Batcher(model.answer, job.batch_size, job.max_waiting, threads=2, length=model.length)
+        quick, quick_rows = LoopBatcher(model.answer, job.batch_size), model.count_quick_rows(job.batch_size)
+        limits = Limits(job.max_rows, job.max_bytes, job.timeout, job.max_characters)
+        service = Service(model, batcher, limits, __version__, quick=quick, quick_rows=quick_rows)
 
         def stop() -> None:
             service.is_stopping = True

@@ -585,6 +585,9 @@ class ServeJob:
     batch_size: Count = key(32, "largest number of rows that the model computes at once; requests that wait share it")
     max_rows: Count = key(256, "largest number of rows of a request")
     max_bytes: Count = key(10_000_000, "largest size of a request")
+    max_characters: Count = key(
+        100_000, "largest number of characters of a text; dividing it into tokens takes up to 3 µs for each character"
+    )
     max_waiting: Count = key(1024, "rows that may wait; a request beyond them is refused at once, to be sent again")
     timeout: Positive = key(30.0, "seconds after which a client that waits gets no answer")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trainer.errors import TrainerError
 from trainer.export.bundle.predict import Row
-from trainer.serve.batcher import Batcher, QueueFullError
+from trainer.serve.batcher import Batcher, LoopBatcher, QueueFullError
+from trainer.serve.body import RequestError, cut, decode_strictly, format_answer, parse_body
 from trainer.serve.metrics import RequestMetrics
 from trainer.serve.model import ServedModel
-from trainer.serve.openapi import STATUSES, openapi
+from trainer.serve.openapi import openapi
 from trainer.serve.reference import render
-from trainer.shapes import DocumentError, parse_json, to_json
 
-_LARGE_BODY = 100_000
+_LARGE_BODY = 100_000 if decode_strictly is None else 1_000_000
 """Bytes of a body that takes long to parse, so another thread does it while the server answers other requests."""
-_SHOWN_CHARACTERS = 300
+_PREDICT = "/predict"
 _PAGE = {
     "/": ("form.html", "text/html"),
     "/form.js": ("form.js", "text/javascript"),
@@ -51,38 +50,67 @@ class Limits:
         max_rows: Largest number of rows.
         max_bytes: Largest size of the body.
         timeout: Seconds after which a client gets no answer.
+        max_characters: Largest number of characters of a row that is divided into tokens.
     """
 
     max_rows: int
     max_bytes: int
     timeout: float
-
-
-class RequestError(Exception):
-    """A request that cannot be answered, with its HTTP status."""
-
-    def __init__(self, status: int, problem: str, **headers: str) -> None:
-        assert status in STATUSES
-        super().__init__(problem)
-        self.status, self.headers = status, headers
+    max_characters: int = 100_000
 
 
 class Service:
     """The routes of a model.
 
+    Args:
+        model: The model.
+        batcher: Answers requests in threads.
+        limits: Limits of a request.
+        version: Version of this package.
+        quick: Answers requests in the event loop.
+        quick_rows: Largest number of rows of a request that is answered there.
+
     Attributes:
         is_stopping: The server ends after the requests that it has accepted.
     """
 
-    def __init__(self, model: ServedModel, batcher: Batcher, limits: Limits, version: str) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        batcher: Batcher,
+        limits: Limits,
+        version: str,
+        *,
+        quick: LoopBatcher | None = None,
+        quick_rows: int = 0,
+    ) -> None:
+        self._quick, self._quick_rows = quick, quick_rows
         self._model, self._batcher, self._limits = model, batcher, limits
         self._description = model.describe() | {"max_rows": limits.max_rows}
         self._openapi = openapi(self._description, version, limits.max_rows)
         self._metrics = RequestMetrics()
         self.is_stopping = False
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the application."""
+        others = self._routes()
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            # Routes and the handlers of errors would take as long as the rest of a small request.
+            if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", _PREDICT):
+                await others(scope, receive, send)
+                return
+            request = Request(scope, receive)
+            try:
+                response = await self._predict(request)
+            except Exception as error:
+                await (await self._report(request, error))(scope, receive, send)
+                raise
+            await response(scope, receive, send)
+
+        return answer
+
+    def _routes(self) -> Starlette:
         pages: dict[str, Callable[[Request], Awaitable[Response]]] = {
             **dict.fromkeys(_PAGE, self._page),
             "/model": self._describe,
@@ -91,7 +119,7 @@ class Service:
             "/health": self._health,
             "/metrics": self._show_metrics,
         }
-        routes = [Route("/predict", self._predict, methods=["POST"])]  # the first one is found in the least time
+        routes = [Route(_PREDICT, self._predict, methods=["POST"])]
         routes += [Route(path, function, methods=["GET"]) for path, function in pages.items()]
         known = ", ".join(route.path for route in routes)
 
@@ -101,7 +129,7 @@ class Service:
             if error.status_code == 405:
                 problem = f"{request.url.path}: does not answer {request.method}. Use {headers['Allow']}."
             else:
-                problem = f"no such path, got {_cut(request.scope['path'])}. Known: {known}."
+                problem = f"no such path, got {cut(request.scope['path'])}. Known: {known}."
             return _refusal(error.status_code, problem, **headers)
 
         app = Starlette(routes=routes, exception_handlers={404: refuse, 405: refuse, Exception: self._report})
@@ -128,7 +156,8 @@ class Service:
         return _json({"status": state, "model": self._model.file}, 503 if self.is_stopping else 200)
 
     async def _show_metrics(self, _: Request) -> Response:
-        text = self._metrics.render(self._batcher.num_waiting, self._batcher.num_batches)
+        num_batches = self._batcher.num_batches + (self._quick.num_batches if self._quick else 0)
+        text = self._metrics.render(self._batcher.num_waiting, num_batches)
         return Response(text, media_type="text/plain; version=0.0.4", headers=_HEADERS)
 
     async def _predict(self, request: Request) -> Response:
@@ -151,21 +180,29 @@ class Service:
     async def _answer(self, request: Request) -> list[Row]:
         body = await self._read_body(request)
         parts = body, self._limits.max_rows
-        rows, top = _parse_body(*parts) if len(body) < _LARGE_BODY else await asyncio.to_thread(_parse_body, *parts)
+        rows, top = parse_body(*parts) if len(body) < _LARGE_BODY else await asyncio.to_thread(parse_body, *parts)
         parsed: list[Row | None] = []
         errors: list[str] = []
         for item in rows:
             try:
-                parsed.append(self._model.parse(item))
+                parsed.append(self._parse(item))
             except Exception as error:  # a broken row can raise anything
                 parsed.append(None)
-                errors.append(_cut(self._model.reason_of(error)))
+                errors.append(cut(self._model.reason_of(error)))
         usable = [row for row in parsed if row is not None]
         answers = iter(await self._wait_for(usable, top) if usable else [])
         reasons = iter(errors)
         return [{"error": next(reasons)} if row is None else next(answers) for row in parsed]
 
+    def _parse(self, item: object) -> Row:
+        row, largest = self._model.parse(item), self._limits.max_characters
+        if self._model.length is not None and (characters := self._model.length(row)) > largest:
+            raise ValueError(f"has {characters} characters, more than {largest} (max_characters). Send a part of it")
+        return row
+
     async def _wait_for(self, rows: list[Row], top: int) -> list[Row]:
+        if self._quick is not None and len(rows) <= self._quick_rows:
+            return await self._quick.submit(rows, top)
         try:
             future = asyncio.wrap_future(self._batcher.submit(rows, top))
             return await asyncio.wait_for(future, self._limits.timeout)
@@ -183,7 +220,7 @@ class Service:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which a page of another origin cannot send
             problem = "the body must be JSON, declared by the header Content-Type: application/json"
-            raise RequestError(415, f"{problem}, got {_cut(kind) or 'no such header'}.")
+            raise RequestError(415, f"{problem}, got {cut(kind) or 'no such header'}.")
         largest = self._limits.max_bytes
         too_large = f"the body is larger than {largest} bytes (max_bytes). Send fewer rows at once."
         if int(request.headers.get("content-length", "0")) > largest:
@@ -205,50 +242,9 @@ class Service:
         return bytes(body)
 
 
-def _parse_body(body: bytes, max_rows: int) -> tuple[list[Any], int]:
-    """Return the rows of a request, and `top`."""
-    try:
-        document = parse_json(body, {"rows": [object], "top?": int}, finite=True)
-    except DocumentError as error:
-        raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}.') from None
-    if unknown := document.keys() - {"rows", "top"}:
-        raise RequestError(400, f"unknown field {_cut(min(unknown))!r}. Known: rows, top.")
-    if repeated := _find_repeated(body, document):
-        raise RequestError(400, f"the field {_cut(repeated)!r} appears twice in an object. Send it once.")
-    rows, top = document["rows"], document.get("top", 1)
-    if not rows:
-        raise RequestError(400, "rows: is empty. Send at least one row.")
-    if top < 1:
-        raise RequestError(400, f"top: must be at least 1, got {top}.")
-    if len(rows) > max_rows:
-        problem = f"rows: at most {max_rows} per request (max_rows), got {len(rows)}. Send several requests."
-        raise RequestError(413, problem)
-    return rows, top
-
-
-def _find_repeated(body: bytes, document: dict[str, Any]) -> str | None:
-    """Return a key that an object of the body has several times; Python's parser keeps the last of its values."""
-    keys = len(document) + sum(len(row) for row in document["rows"] if isinstance(row, dict))
-    if body.count(b":") == keys:  # each key has a colon, so this says for most bodies of numbers that none is repeated
-        return None
-    repeated: list[str] = []
-
-    def read(pairs: list[tuple[str, object]]) -> None:
-        if len(pairs) > len(dict(pairs)):
-            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-
-    json.loads(body, object_pairs_hook=read)
-    return repeated[0] if repeated else None
-
-
-def _cut(text: str) -> str:
-    """Return the start of a text of a client, which a message repeats."""
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-
-
 def _refusal(status: int, problem: str, **headers: str) -> Response:
     return _json({"error": problem}, status, **headers)
 
 
-def _json(value: object, status: int = 200, **headers: str) -> Response:
-    return Response(to_json(value, ensure_ascii=False), status, {**_HEADERS, **headers}, "application/json")
+def _json(value: dict[str, Any], status: int = 200, **headers: str) -> Response:
+    return Response(format_answer(value), status, {**_HEADERS, **headers}, "application/json")

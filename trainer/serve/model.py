@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,6 +27,9 @@ _MAX_CATEGORIES = 200
 TOKENS_PER_CALL = 32
 """Tokens that take as long as a call of the model: reading all weights once costs as much as using them for about 10
 tokens on one core and 40 on many, whatever their number."""
+
+QUICK_SECONDS = 0.002
+"""Time for which the event loop may answer rows itself and do nothing else."""
 
 _REMEDY = "Export it again: trainer export"
 
@@ -62,6 +66,7 @@ class ServedModel:
         rows: The type of rows: `texts`, `pairs`, `words`, `spans`, `images` or `tables`.
         answers: The type of answers: `classes`, `labels`, `values`, `embeddings`, `tags`, `spans`, `masked`,
             `next_tokens`.
+        length: Returns the characters of a row; None if the time that a row takes does not depend on them.
         reason_of: Returns why a row is broken, given the exception that it raised.
 
     Raises:
@@ -89,6 +94,8 @@ class ServedModel:
         self._column_names = [  # a text may have several
             name for column in self._columns.values() for name in ([column] if isinstance(column, str) else column)
         ]
+        # Cells of a table and bytes of an image are not divided into tokens, so the characters do not matter.
+        self.length: Callable[[Row], int] | None = None if self.rows in ("tables", "images") else count_characters
         self._encoding, self._computing = Lock(), Lock()  # a tokenizer serves one thread at a time
 
     @property
@@ -119,8 +126,8 @@ class ServedModel:
         if isinstance(item, str) and self.rows != "images":  # as a line, it would be a path
             row: Row = self._predictor.reader.read_line(item)
             return row
-        if self.rows == "tables" and isinstance(item, dict) and item.keys() >= self._columns.keys():
-            return item  # its columns have the names of training
+        if self.rows == "tables" and isinstance(item, dict):
+            return item  # its columns have the names of training; `encode` says which are missing
         if isinstance(item, str):
             item = dict.fromkeys(self._column_names, item)
         row = self._pick(item, self._columns)
@@ -148,6 +155,19 @@ class ServedModel:
             for place, answer in zip(places, part_answers, strict=True):
                 answers[place] = answer
         return answers
+
+    def count_quick_rows(self, batch_size: int) -> int:
+        """Return how many rows the model answers in `QUICK_SECONDS`; 0 if rows differ in their time, as texts do."""
+        golden = read_document(self.folder.path / GOLDEN_ROWS) if self.rows == "tables" else None
+        if not golden or not golden["rows"]:
+            return 0
+        rows = list(islice(cycle(golden["rows"]), batch_size))
+        seconds = []
+        for _ in range(5):
+            begin = perf_counter()
+            self.answer(rows, 1)
+            seconds.append(perf_counter() - begin)
+        return int(QUICK_SECONDS / min(seconds)) * batch_size
 
     def describe(self) -> dict[str, Any]:
         """Return what a client must know: the columns of a row, and an example of rows with their answers."""
@@ -177,6 +197,14 @@ class ServedModel:
             | ({"categories": column["categories"][:_MAX_CATEGORIES]} if column["kind"] != "number" else {})
             for column in self.folder.read_json("table.json")["columns"]
         ]
+
+
+def count_characters(value: object) -> int:
+    """Return the characters of all texts in a row, such as those of a list of words."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(count_characters, inner))
 
 
 def split_by_length(inputs: Inputs) -> list[tuple[list[int], Inputs]]:

@@ -20,7 +20,7 @@ from trainer.serve.connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 _WAITING_CONNECTIONS = 2048
 _SWITCH_SECONDS = 0.0005
@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """A server that SIGINT and SIGTERM end once the requests that it has accepted are answered."""
 
-    def __init__(self, app: Starlette, timeout: float, on_stop: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, timeout: float, on_stop: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -22,9 +22,17 @@ class Classes:
     def answer(self, logits: np.ndarray, rows: list[Row], inputs: Inputs, top: int) -> list[Row]:
         labels = self.folder.read_json("labels.json")
         thresholds, temperature = self.folder.read_rule("threshold.json", {}), self.folder.read_rule(TEMPERATURE, 1.0)
+        plain = softmax(logits)
+        probabilities = plain if temperature == 1.0 else softmax(logits / temperature)
         # A temperature may make two probabilities equal, so the order is the one without it.
-        order = np.argsort(-softmax(logits), axis=-1, kind="stable")
-        probabilities = softmax(logits / temperature)
+        if top == 1 and not thresholds:
+            best = plain.argmax(axis=-1)
+            chosen = probabilities[np.arange(len(best)), best]
+            return [
+                {"label": labels[each], "probability": round(value, 6)}
+                for each, value in zip(best.tolist(), chosen.tolist(), strict=True)
+            ]
+        order = np.argsort(-plain, axis=-1, kind="stable")
         for label, threshold in thresholds.items():  # at most one, of two labels
             positive = labels.index(label)
             chosen = np.where(probabilities[:, positive] > np.float32(threshold), positive, 1 - positive)

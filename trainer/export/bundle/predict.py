@@ -190,11 +190,12 @@ class Predictor:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         cpu = ["CPUExecutionProvider"]
         self.session = self.folder.open(file, lambda path: onnxruntime.InferenceSession(path, options, cpu))
+        self.input_names = [node.name for node in self.session.get_inputs()]
 
     def run(self, inputs: Inputs) -> np.ndarray:
         """Return the model's output for its inputs."""
         try:
-            used = {node.name: inputs[node.name] for node in self.session.get_inputs()}
+            used = {name: inputs[name] for name in self.input_names}
             return np.asarray(self.session.run(["output"], used)[0])
         except Exception as error:
             self._refuse_all(error)

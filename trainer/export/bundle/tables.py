@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Tables:
 
     def encode(self, rows: list[Row]) -> Inputs:
         try:
-            cells = [[[row[name] for name in block.names] for row in rows] for block in self.blocks]
+            cells = [block.pick(rows) for block in self.blocks]
         except KeyError:
             names = [name for block in self.blocks for name in block.names]
             row, absent = next((row, absent) for row in rows if (absent := [name for name in names if name not in row]))
@@ -43,7 +44,7 @@ class Tables:
                 f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, row)) or 'none'}"
             ) from None
         features = [block.encode(each) for block, each in zip(self.blocks, cells, strict=True)]
-        return {"features": np.concatenate(features, axis=1)}
+        return {"features": features[0] if len(features) == 1 else np.concatenate(features, axis=1)}
 
     @cached_property
     def blocks(self) -> list[Numbers | Categories]:
@@ -67,21 +68,27 @@ class Numbers:
         self.mean = np.array([column["mean"] for column in columns])
         self.std = np.array([column["std"] or 1.0 for column in columns])
         self.kept = np.flatnonzero([kept for column in columns for kept in (column["std"] > 0, column["missing"])])
+        self.are_plain = all(column["std"] > 0 and not column["missing"] for column in columns)
+        self._pick = itemgetter(*self.names)
 
-    def encode(self, cells: list[list[Any]]) -> np.ndarray:
+    def pick(self, rows: list[Row]) -> list[Any]:
+        """Return the cells of rows."""
+        return [*map(self._pick, rows)] if len(self.names) > 1 else [(self._pick(row),) for row in rows]
+
+    def encode(self, cells: list[Any]) -> np.ndarray:
         """Return the features of rows of cells."""
-        values = self.read(cells)
-        missing = np.isnan(values)
-        standardized = np.where(missing, 0.0, (values - self.mean) / self.std)
-        too_large = (abs(standardized) > np.finfo(np.float32).max).any(axis=0)
-        if too_large.any():
-            name = self.names[too_large.argmax()]
+        standardized = (self.read(cells) - self.mean) / self.std
+        missing = np.isnan(standardized)
+        standardized[missing] = 0.0
+        if not abs(standardized).max() <= LARGEST:
+            name = self.names[(abs(standardized) > LARGEST).any(axis=0).argmax()]
             raise ValueError(f"column {name!r}: expected a finite number, within float32 once standardized")
-        both = np.stack([standardized, missing], axis=-1).reshape(len(cells), -1)
-        features: np.ndarray = both[:, self.kept].astype(np.float32)
+        if not self.are_plain:
+            standardized = np.stack([standardized, missing], axis=-1).reshape(len(cells), -1)[:, self.kept]
+        features: np.ndarray = standardized.astype(np.float32)
         return features
 
-    def read(self, cells: list[list[Any]]) -> np.ndarray:
+    def read(self, cells: list[Any]) -> np.ndarray:
         """Return the numbers of rows of cells, NaN for missing cells."""
         try:
             values = np.array(cells)
@@ -102,9 +109,14 @@ class Categories:
         self.other = len(self.known) + column["missing"]
         self.features = np.eye(self.other + 1, 0 if column["constant"] else self.other + 1, dtype=np.float32)
 
-    def encode(self, cells: list[list[Any]]) -> np.ndarray:
-        """Return the features of rows of one cell."""
-        features: np.ndarray = self.features[[self.slot(cell) for (cell,) in cells]]
+    def pick(self, rows: list[Row]) -> list[Any]:
+        """Return the cell of each row."""
+        (name,) = self.names
+        return [row[name] for row in rows]
+
+    def encode(self, cells: list[Any]) -> np.ndarray:
+        """Return the features of cells."""
+        features: np.ndarray = self.features[[self.slot(cell) for cell in cells]]
         return features
 
     def slot(self, cell: object) -> int:
@@ -117,6 +129,7 @@ class Categories:
 
 
 READERS = {"tables": Tables}
+LARGEST = float(np.finfo(np.float32).max)
 BOOLEANS = {"true": 1, "false": 0, "1": 1, "0": 0}
 
 
