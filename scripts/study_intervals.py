@@ -17,9 +17,9 @@ from statistics import NormalDist
 import numpy as np
 import pyarrow as pa
 
-from trainer.estimates import ClassAverage, make_estimates
-from trainer.intervals import draw_estimates, jackknife_interval, quantile_interval
-from trainer.resampling import Units
+from trainer.intervals.confidence import draw_estimates, jackknife_interval, quantile_interval
+from trainer.intervals.estimates import ClassAverage, make_estimates
+from trainer.intervals.resampling import Units
 
 _NUM_REFERENCE = 500
 """Samples whose mean is the macro F1 to expect of one."""

@@ -21,7 +21,7 @@ from trainer.config.metrics import kind_of
 from trainer.deferred_logits import deferral
 from trainer.errors import CheckpointError
 from trainer.evaluate import evaluate
-from trainer.intervals import metric_intervals
+from trainer.intervals.confidence import metric_intervals
 from trainer.loss.binary_cross_entropy import BinaryCrossEntropy
 from trainer.loss.cosine_embedding import CosineEmbedding
 from trainer.loss.crf import Crf

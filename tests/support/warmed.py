@@ -14,7 +14,7 @@ import trainer.commands.export
 import trainer.commands.predict
 import trainer.commands.report
 import trainer.data.files
-import trainer.intervals
+import trainer.intervals.confidence
 import trainer.optimizer.adamw
 import trainer.ownership
 import trainer.row_recorder

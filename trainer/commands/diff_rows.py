@@ -136,9 +136,9 @@ def _score_again(
     import numpy as np
     import pyarrow as pa
 
-    from trainer.estimates import make_estimates
-    from trainer.intervals import fitting_estimates
-    from trainer.resampling import Units
+    from trainer.intervals.confidence import fitting_estimates
+    from trainer.intervals.estimates import make_estimates
+    from trainer.intervals.resampling import Units
 
     units = Units.for_rows(len(table))
     known = fitting_estimates(table, about, values, units)
@@ -158,8 +158,8 @@ def _compare_metrics(
     *,
     same_loss: bool,
 ) -> dict[str, Document]:
-    from trainer.estimates import LOWER_IS_BETTER
-    from trainer.intervals import paired_intervals
+    from trainer.intervals.confidence import paired_intervals
+    from trainer.intervals.estimates import LOWER_IS_BETTER
 
     intervals = paired_intervals((left, left_values), (right, right_values), about)
     metrics = {}

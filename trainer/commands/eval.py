@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
-    from trainer.intervals import Interval
+    from trainer.intervals.confidence import Interval
     from trainer.mapped_files import MappedRows
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
@@ -317,7 +317,7 @@ def _measure(
 ) -> Evaluation:
     """Return an evaluation with what its predictions say: the intervals, the metrics of each target, and the slices."""
     from trainer.builders.metrics import build_class_metrics
-    from trainer.intervals import read_intervals
+    from trainer.intervals.confidence import read_intervals
 
     metrics, values = build_class_metrics(checkpointed.job, checkpointed.task), evaluation.values
     with phase("computing the intervals"):

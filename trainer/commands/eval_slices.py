@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
     from trainer.data.encode import Encoded
-    from trainer.intervals import Intervals
-    from trainer.resampling import Estimate, Units
+    from trainer.intervals.confidence import Intervals
+    from trainer.intervals.resampling import Estimate, Units
 
 SMALL: Final = 30
 """A slice with fewer rows is marked: its intervals are wide, and less reliable."""
@@ -98,9 +98,9 @@ def measure_slices(
         values: The value of each metric on all rows; a slice has those that can be computed from the predictions.
         metrics: Fresh metrics of classes that the user has named, by name: they have no interval in slices.
     """
-    from trainer.estimates import estimate_again, make_estimates, metric_arguments
-    from trainer.intervals import estimated_intervals, fitting_estimates
-    from trainer.resampling import Units
+    from trainer.intervals.confidence import estimated_intervals, fitting_estimates
+    from trainer.intervals.estimates import estimate_again, make_estimates, metric_arguments
+    from trainer.intervals.resampling import Units
 
     table, about = read_predictions(path)
     names = list(fitting_estimates(table, about, values, Units.for_rows(len(table))))
@@ -132,9 +132,9 @@ def measure_targets(path: Path, columns: object) -> list[Document]:
         path: The predictions.
         columns: The columns of the targets in the data, if it has columns.
     """
-    from trainer.estimates import target_estimates
-    from trainer.intervals import estimated_intervals
-    from trainer.resampling import Units
+    from trainer.intervals.confidence import estimated_intervals
+    from trainer.intervals.estimates import target_estimates
+    from trainer.intervals.resampling import Units
 
     table, about = read_predictions(path, ["target", "prediction"])
     units = Units.for_rows(len(table))

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation that depend on the order of its rows, as functions of counts, see `trainer.estimates`.
+"""The metrics that depend on the order of all rows, as functions of counts, see `trainer.intervals.estimates`.
 
 The order of the rows is found once, and the counts of a draw give their ranks. If there are too many rows for that
 (`MAX_ORDERED`), a draw is its first-order approximation: the value of all rows, plus the influence of each drawn row,
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from trainer.resampling import Estimate, Units
+    from trainer.intervals.resampling import Estimate, Units
 
 MAX_ORDERED: Final = 2**17
 """Largest number of rows times columns whose order is followed through all draws."""

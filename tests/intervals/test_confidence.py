@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tests.test_row_recorder import CASES, metric_kind, record
 from trainer.calibration import calibration_error
-from trainer.estimates import estimate_again, make_estimates, metric_arguments
-from trainer.intervals import (
+from trainer.intervals.confidence import (
     draw_estimates,
     fitting_estimates,
     jackknife_interval,
@@ -23,10 +22,11 @@ from trainer.intervals import (
     paired_intervals,
     quantile_interval,
 )
+from trainer.intervals.estimates import estimate_again, make_estimates, metric_arguments
+from trainer.intervals.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
+from trainer.intervals.resampling import MAX_UNITS, NUM_DRAWS, Units
 from trainer.predictions import format_span, predictions_schema
-from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
 from trainer.report.statistics import count_spans
-from trainer.resampling import MAX_UNITS, NUM_DRAWS, Units
 from trainer.row_recorder import prediction_kind
 from trainer.task.embedding_metrics import mean_closeness, uniformity
 from trainer.task.named_metrics import FITS, build_named_metric, prepare_classes, prepare_labels
@@ -310,7 +310,7 @@ def test_groups_of_rows_give_the_interval_of_rows(monkeypatch: pytest.MonkeyPatc
     about, values = {"kind": "class", "classes": None}, {"accuracy": float((target == predicted).mean())}
     values["macro_f1"] = f1 = float(fitting_f1(target, predicted))
     grouped = metric_intervals(table, about, values).found
-    monkeypatch.setattr("trainer.resampling.MAX_UNITS", 20_000)
+    monkeypatch.setattr("trainer.intervals.resampling.MAX_UNITS", 20_000)
     whole = metric_intervals(table, about, values).found
     assert f1 < 1
     assert len(table) > MAX_UNITS
@@ -384,7 +384,7 @@ def test_many_rows_are_drawn_to_first_order(name: str, digits: int, monkeypatch:
         digits, first = 8, first + random.normal(0, 0.02, 1_500)
     units, columns = Units.for_rows(1_500), (first[:, None], second[:, None])
     exact = draw_estimates([estimate_ranked(statistic, *columns, units)], units)[:, 0]
-    monkeypatch.setattr("trainer.rank_estimates.MAX_ORDERED", 0)
+    monkeypatch.setattr("trainer.intervals.rank_estimates.MAX_ORDERED", 0)
     estimate = estimate_ranked(statistic, *columns, units)
     assert estimate(np.ones((1, 1_500)))[0] == pytest.approx(reference(first, second), abs=1e-9)
     drawn = draw_estimates([estimate], units)[:, 0]

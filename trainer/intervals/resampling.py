@@ -1,4 +1,4 @@
-"""Draws and deletions of the rows of an evaluation, for the bootstrap and the jackknife of `trainer.intervals`."""
+"""Draws and deletions of the rows of an evaluation, for the bootstrap and the jackknife."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.documents import undefined_reason
-from trainer.estimates import ClassAverage, Share, estimate_again, make_estimates, metric_arguments
+from trainer.intervals.estimates import ClassAverage, Share, estimate_again, make_estimates, metric_arguments
+from trainer.intervals.resampling import NUM_DRAWS, Estimate, Units
 from trainer.layout import Document
 from trainer.predictions import read_predictions
 from trainer.report.metric_names import metric_range
 from trainer.report.sweep_table import t_quantile
-from trainer.resampling import NUM_DRAWS, Estimate, Units
 
 if TYPE_CHECKING:
     import pyarrow

@@ -1,8 +1,8 @@
 """The metrics of an evaluation as functions of counts: how often each row counts.
 
 A metric is a function of sums over rows, such as the right answers or the squares of the errors, in which each row
-counts as often as it was drawn; so a draw of a bootstrap (see `trainer.intervals`) costs a product of a matrix, not a
-metric over outputs. Metrics of the order of all rows are in `trainer.rank_estimates`.
+counts as often as it was drawn; so a draw of a bootstrap (see `trainer.intervals.confidence`) costs a product of a
+matrix, not a metric over outputs. Metrics of the order of all rows are in `trainer.intervals.rank_estimates`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from trainer.intervals.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
+from trainer.intervals.resampling import Estimate, Units
 from trainer.layout import Document
 from trainer.predictions import TOP, split_span
-from trainer.rank_estimates import AVERAGE_PRECISION, MEDIAN_ERROR, ROC_AREA, SPEARMAN, estimate_ranked
-from trainer.resampling import Estimate, Units
 from trainer.task.class_scores import CLASS_SCORES, LABEL_SCORES, ClassScore, LabelScore, macro_f1
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ClassAverage:
     """A score of classes that counts each class alike, however few rows it has: an `Estimate`.
 
     A draw lacks a third of the classes with one row, so the draws spread less than the scores of other rows, and around
-    another value. `trainer.intervals` therefore uses the jackknife for it.
+    another value. `trainer.intervals.confidence` therefore uses the jackknife for it.
 
     Attributes:
         score: Maps counts to the score of each draw.

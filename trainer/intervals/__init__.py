@@ -1,0 +1,1 @@
+"""95 % intervals of the metrics of an evaluation."""
