@@ -391,7 +391,7 @@ def test_a_step_with_fewer_samples_than_devices_warns_and_is_logged(job: list[st
     log = (run / "trainer.log").read_text(encoding="utf-8")
     assert "step: 2 samples = 1 micro-batch of 2; " in log
     assert "; 3 x cpu, fp32, " in log
-    assert log.count("train.batch_size: a micro-batch has 2 samples, so 1 of 3 devices have none") == 1
+    assert log.count("train.batch_size: a micro-batch has 2 samples, so 1 of 3 devices has none") == 1
     assert [file.read_text() for file in (run / "logs").glob("*")] == []
 
 

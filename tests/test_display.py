@@ -9,6 +9,7 @@ import pytest
 import rich.console
 
 from trainer.display import (
+    counted,
     displayable,
     escape_controls,
     is_secret,
@@ -25,6 +26,23 @@ from trainer.report.page import Figure, Page, Section, Table, Tile, render_page
 
 HOSTILE = "[bold]a[/] \x1b[31mred\x07 \u202egnp.exe\u2069 b\rc\x9b1m \udc80 https://me:hunter2@host/x?token=hunter2"
 SHOWN = r"[bold]a[/] \u001b[31mred\u0007 \u202egnp.exe\u2069 b\rc\u009b1m \udc80 https://***@host/x?token=***"
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "of", "shown"),
+    [
+        (1, ("row",), None, "1 row"),
+        (0, ("row", "has"), None, "0 rows have"),
+        (1_200, ("query", "is"), None, "1,200 queries are"),
+        (2, ("key",), None, "2 keys"),
+        (2, ("box", "contains"), None, "2 boxes contain"),
+        (1, ("class", "has"), 6, "1 of 6 classes has"),
+        (6, ("class", "does"), 6, "6 of 6 classes do"),
+        (1, ("class", "was"), 1, "1 of 1 class was"),
+    ],
+)
+def test_numbers_have_the_right_noun_and_verb(number: int, words: tuple[str, ...], of: int | None, shown: str) -> None:
+    assert counted(number, *words, of=of) == shown
 
 
 def test_controls_are_escaped_and_secrets_masked() -> None:

@@ -34,6 +34,10 @@ _ENTRY = re.compile(r"(?<![\w-])(?P<name>[\w-]+): (?P<value>.+)$", re.MULTILINE)
 """A key of YAML and its value; a search in one long word starts once, not at each of its characters."""
 
 
+_PLURAL_VERBS: Final = {"has": "have", "is": "are", "was": "were", "does": "do"}
+"""Verbs whose plural is not the singular without its `s`."""
+
+
 def escape_controls(text: str, *, keep_lines: bool = True) -> str:
     r"""Return a text without characters that a terminal obeys instead of showing them; `\u001b` takes the place of one.
 
@@ -50,6 +54,28 @@ def escape_controls(text: str, *, keep_lines: bool = True) -> str:
 def displayable(text: str, *, keep_lines: bool = True) -> str:
     """Return a text for the screen, a log or a report: without control characters and secrets."""
     return escape_controls(mask_secrets(text), keep_lines=keep_lines)
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun, or of a phrase that ends with its noun: `rows`, `classes`, `queries`."""
+    if re.search(r"[^aeiou]y$", noun):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def counted(number: int, noun: str, verb: str = "", *, of: int | None = None) -> str:
+    """Return a number with its noun and verb in the right form: `1 row has`, `1,200 rows have`, `1 of 6 classes has`.
+
+    Args:
+        number: How many.
+        noun: The noun of one, or a phrase that ends with it.
+        verb: The verb of one; empty leaves it out.
+        of: How many there are in all.
+    """
+    amount = f"{number:,}" if of is None else f"{number:,} of {of:,}"
+    things = noun if (number if of is None else of) == 1 else plural(noun)
+    form = verb if number == 1 else _PLURAL_VERBS.get(verb, verb.removesuffix("s"))
+    return f"{amount} {things} {form}".rstrip()
 
 
 def shorten(text: str, length: int) -> str:

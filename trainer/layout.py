@@ -49,6 +49,8 @@ RANK_LOGS: Final = "logs"
 """Folder of `rank-<N>.log`: the warnings of the processes after the first one, if they have some."""
 
 REPORT: Final = "report.html"
+COMPARISON: Final = "comparison.html"
+"""The page about a run and others; the page about the run alone stays."""
 CARD: Final = "README.md"
 """The model card of a run. It names files relative to the run folder, which has the layout of a repository on a hub."""
 

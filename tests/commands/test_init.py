@@ -271,7 +271,7 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     assert main(["init", "odd.csv"]) == 0
     output = capsys.readouterr().out
     assert "note: the columns named 'b' share a name and are left out" in output
-    assert "note: 1 of 3 classes have fewer than 5 rows, such as rare." in output
+    assert "note: 1 of 3 classes has fewer than 5 rows, such as rare." in output
     table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
     assert main(["init", "gaps.csv"]) == 0
     assert "note: 12 rows have no label and are left out" in capsys.readouterr().out
@@ -281,7 +281,7 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     table("age city spent day label", spent)(Path("spent.csv"))
     assert main(["init", "spent.csv"]) == 0
     output = capsys.readouterr().out
-    assert "note: spent is left out: it is read as text: 80 of its 90 cells are numbers, the first other" in output
+    assert "note: spent is left out: it is read as text: 80 of 90 cells are numbers, the first other" in output
     assert "note: day is left out: it contains dates, such as '2020-01-01' in row 1" in output
     images((16, 40, 70))(Path("sizes"))
     assert main(["init", "sizes"]) == 0

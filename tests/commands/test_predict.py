@@ -130,7 +130,7 @@ def test_predicted_classes_of_tables_match_the_evaluation(
     line = '{"size": -0.5, "weight": null, "colour": "violet"}'
     assert predicted(folder, line)[0]["label"] in ("large", "small")
     assert (
-        "note: 1 of 1 rows have categories that the model does not know, such as 'violet' in column 'colour' (input): "
+        "note: 1 of 1 row has categories that the model does not know, such as 'violet' in column 'colour' (input): "
         "they were not among the most frequent ones of training (task.max_categories)"
     ) in " ".join(capfd.readouterr().err.split())
     colors = ["red", "violet", *["pink"] * 20, "violet", *"abc"]
@@ -313,7 +313,9 @@ def test_half_precision_is_close_to_single(precision: str, run_of: Callable[[str
     assert 0 < max(differences) < 0.02
 
 
-def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[str], Path]) -> None:
+def test_newest_run_is_the_default_and_weights_can_be_chosen(
+    run_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run_of("text_classification")
     raw, ema = (predicted(folder, "apple", f"weights={weights}") for weights in ("raw", "ema"))
     assert raw != ema
@@ -321,7 +323,9 @@ def test_newest_run_is_the_default_and_weights_can_be_chosen(run_of: Callable[[s
     (folder / "run").rename(folder / "runs/newest")
     try:
         with working_in(folder):
+            capsys.readouterr()
             assert main(["predict", "input=apple", "output=newest.jsonl", "force=true", "weights=raw"]) == 0
+            assert capsys.readouterr().out == "newest.jsonl: 1 row\n"
     finally:
         (folder / "runs/newest").rename(folder / "run")
     assert [json.loads((folder / "newest.jsonl").read_text())] == raw

@@ -126,9 +126,12 @@ def test_keys_that_differ_from_the_defaults_come_first(folder: Path) -> None:
     assert ["optimizer.weight_decay", "0.01"] in cells(rest)
 
 
-def test_runs_are_shown_side_by_side(folder: Path) -> None:
-    assert main(["report", "run=runs/one", "beside=[runs/two]", "output=both.html"]) == 0
-    page = Path("both.html").read_text(encoding="utf-8")
+def test_runs_are_shown_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = Path("runs/one/report.html").read_bytes()
+    assert main(["report", "runs/one", "runs/two"]) == 0
+    assert capsys.readouterr().out == "runs/one/comparison.html\n"
+    assert Path("runs/one/report.html").read_bytes() == alone
+    page = Path("runs/one/comparison.html").read_text(encoding="utf-8")
     check_page(page)
     rows = cells(page)
 

@@ -353,7 +353,7 @@ def test_stratified_shares_of_a_rare_class(tmp_path: Path, capsys: pytest.Captur
     base = ["plan", "data=files", f"data.train={path}"]
     assert main([*base, "data.split.stratify=patient"]) == 6
     message = (
-        "data.split.stratify: none of the 400 rows of training was assigned to validation and test: the classes are"
+        "data.split.stratify: training has 400 rows, and none was assigned to validation and test: the classes are"
     )
     assert capsys.readouterr().err.startswith(message)
     assert main([*base, "data.split.stratify=label", "data.split.group=patient"]) == 2

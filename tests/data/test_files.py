@@ -445,7 +445,7 @@ def test_unusable_file_is_one_message_and_leaves_no_cache(case: str) -> None:
 def test_split_without_rows_is_one_message() -> None:
     write_numbers("train.csv", range(3))
 
-    with pytest.raises(DataError, match=r"^data\.split: none of the 3 rows of training .*, or name files"):
+    with pytest.raises(DataError, match=r"^data\.split: training has 3 rows, and none .*, or name files"):
         files().load(TEXT_AND_LABEL)
 
 

@@ -107,7 +107,9 @@ def test_hidden_files_are_skipped_and_other_files_reported(caplog: pytest.LogCap
         "train": [("train/a/1.png", "a")],
         "validation": [("val/a/1.png", "a")],
     }
-    warning = "data.root: skipped 3 files outside of class folders or without an image suffix; first: root/train/z.png"
+    warning = (
+        "data.root: skipped 3 files outside of class folders or without an image suffix; the first is root/train/z.png"
+    )
     assert caplog.record_tuples == [("trainer.data.imagefolder", logging.WARNING, warning)]
 
 
@@ -165,7 +167,7 @@ def test_real_images_can_be_decoded_from_their_paths() -> None:
         ),
         (
             ["root/a/1.png"],
-            "data.split: none of the 1 rows of training was assigned to train and validation by the shares validation",
+            "data.split: training has 1 row, and none was assigned to train and validation by the shares validation",
         ),
     ],
 )

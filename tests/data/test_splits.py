@@ -217,7 +217,7 @@ def test_held_out_split_with_unseen_classes_only_is_rejected(tmp_path: Path) -> 
         ([Sample(1, None)], "no rows in train"),
         (
             [Sample(1, {"text": "a"})],
-            "data.split: none of the 1 rows of training was assigned to validation and test by the shares validation",
+            "data.split: training has 1 row, and none was assigned to validation and test by the shares validation",
         ),
     ],
 )
@@ -238,7 +238,7 @@ def test_shares_in_the_message_give_each_split_a_row(
         origins = {name: numbered_texts(range(count)) for name in own if own[name]}
         return write_and_read(tmp_path / folder, own, origins, ("text",), shares)
 
-    with pytest.raises(DataError, match=f"none of the {count} rows of training") as caught:
+    with pytest.raises(DataError, match=f"training has {count} rows, and none was assigned") as caught:
         write("first", dict.fromkeys(("validation", "test"), total / len(names)))
     shares = {name: float(value) for name, value in re.findall(r"data.split.(\w+)=(\S+)", str(caught.value))}
     assert list(shares) == names

@@ -79,7 +79,7 @@ def test_mostly_numeric_column_of_texts_is_reported() -> None:
     read_samples(one, ("1",), ("2",), ("NA",))
 
     warning = (
-        "data.features: column 'a' is read as text: 2 of its 3 cells are numbers, the first other cell is 'NA' in "
+        "data.features: column 'a' is read as text: 2 of 3 cells are numbers, the first other cell is 'NA' in "
         "{place}. Correct such cells, or empty them. To leave it out, "
     )
     assert columns.warnings == []

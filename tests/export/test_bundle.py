@@ -170,7 +170,7 @@ def test_columns_of_files_have_the_names_of_training(copy: Path, tmp_path: Path)
     assert_answers(run_script(copy, *TEXTS))
     result = run_script(copy, str(tmp_path / "rows.jsonl"))
     assert "rows.jsonl, line 1: has no column 'content'. It has 'text', 'Content'" in result.stdout
-    assert (result.returncode, result.stderr) == (6, "1 of 1 rows could not be used.\n")
+    assert (result.returncode, result.stderr) == (6, "1 of 1 row could not be used.\n")
 
 
 @pytest.mark.parametrize(

@@ -141,12 +141,12 @@ FOLDERS = ("images/a", "images/b", "images/c", "images/d")
 EQUAL = "names that differ only in white space, case, encoding or number format: "
 LISTED = [f"t{n % 11};t{n % 5 + 11}" if n % 2 else f"t{n % 5 + 11};t{n % 11}" for n in range(80)]
 GROUPED = cycle("950", "1.007", "12.500", "7.120", "640")
-LISTS = "3 of 5 labels are lists of other labels"
+LISTS = "3 of 5 labels contain several other labels"
 
 CASES = {
     "one cell that is no number": Case(
         feature("income", [*NUMBERS[:77], "abc", *NUMBERS[78:]]), TABLE,
-        "column 'income' is read as text: 79 of its 80 cells are numbers, the first other cell is 'abc' in .*, row 78",
+        "column 'income' is read as text: 79 of 80 cells are numbers, the first other cell is 'abc' in .*, row 78",
         feature("income", [*NUMBERS[:77], "", *NUMBERS[78:]]),
     ),
     "numbers and NA": Case(
@@ -176,36 +176,38 @@ CASES = {
     "dates": Case(feature("day", cycle("2024-01-10", "2024-01-11")), TABLE, "column 'day' contains dates"),
     "codes": Case(feature("zip", cycle("00123", "01123")), TABLE, "'zip' contains numbers with leading zeros"),
     "two spellings of a category": Case(
-        feature("color", cycle("red", "Red", "blue")), TABLE, f"features: column 'color': {EQUAL}'Red' and 'red'",
+        feature("color", cycle("red", "Red", "blue")), TABLE,
+        f"data.columns.features=null: column 'color': {EQUAL}'Red' and 'red'",
         feature("color", cycle("red", "red", "blue")),
     ),
     "labels with accents as one or two characters": Case(
         texts("label", cycle("caf\u00e9", "cafe\u0301", "tea", "te\u200ba")), (),
-        rf"label: {EQUAL}'cafe\\u0301' and 'caf\u00e9'; 'tea' and 'te\\u200ba'",
+        rf"data.label=label: {EQUAL}'cafe\\u0301' and 'caf\u00e9'; 'tea' and 'te\\u200ba'",
         texts("label", cycle("caf\u00e9", "caf\u00e9", "tea", "tea")),
     ),
     "splits as labels": Case(
         lambda: write_columns(text=TEXTS, topic=cycle("a", "b", "c"), label=cycle("train", "train", "test")), (),
-        "label: the labels are the names of splits: 'test', 'train'. Name the column of the classes: data.label=COLUMN",
+        "data.label=label: the labels are the names of splits: 'test', 'train'. Name the column of the classes",
         "data.label=topic",
     ),
     "labels with spaces": Case(
-        texts("label", cycle("a", "b ", "a ", "b")), (), f"label: {EQUAL}'a' and 'a '; 'b' and 'b '",
+        texts("label", cycle("a", "b ", "a ", "b")), (), f"data.label=label: {EQUAL}'a' and 'a '; 'b' and 'b '",
         texts("label", cycle("a", "b")),
     ),
     "labels as numbers": Case(
-        texts("label", cycle("1", "2.0", "2")), (), f"label: {EQUAL}'2' and '2.0'", texts("label", cycle("1", "2"))
+        texts("label", cycle("1", "2.0", "2")), (), f"data.label=label: {EQUAL}'2' and '2.0'",
+        texts("label", cycle("1", "2")),
     ),
     "spellings of a boolean": Case(
-        texts("label", cycle("true", "1", "False")), (), f"label: {EQUAL}'1' and 'true'",
+        texts("label", cycle("true", "1", "False")), (), f"data.label=label: {EQUAL}'1' and 'true'",
         texts("label", cycle("true", "False")),
     ),
     "several labels as one": Case(
         texts("label", cycle("a|b", "a", "b|c", "c", "b")), (),
-        "label: 2 of 5 labels are lists of other labels, such as 'a|b'",
+        "data.label=label: 2 of 5 labels contain several other labels, such as 'a|b'",
     ),
     "lists as labels that rarely repeat": Case(
-        texts("label", LISTED), (), "data.label=label: 80 of 80 labels are lists of other labels, such as 't",
+        texts("label", LISTED), (), "data.label=label: 80 of 80 labels contain several other labels, such as 't",
         is_warning=False,
     ),
     "lists as labels that are classes": Case(
@@ -271,7 +273,7 @@ CASES = {
     ),
     "a label twice": Case(
         texts("labels", ["a|a", *cycle("b|c", "a", count=79)]), LABELS,
-        "1 rows contain a label twice, the first is train",
+        "1 row contains a label twice, the first is train",
         texts("labels", ["a", *cycle("b|c", "a", count=79)]),
     ),
     "a label on every row": Case(
@@ -378,7 +380,7 @@ CASES = {
     ),
     "an empty class folder": Case(
         lambda: [write_images(*FOLDERS), Path("images/e").mkdir()], IMAGES,
-        "1 class folders without images are no classes; remove them or add images: images/e",
+        "1 folder has no images and so no class; remove the folder or add images: images/e",
         lambda: Path("images/e").rmdir(),
     ),
     "images of 16 bits that use 8": Case(
@@ -450,6 +452,13 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]
     return code, capsys.readouterr().err
 
 
+_BEGINS_WITH_KEY = re.compile(
+    r"data\.strict: (train|validation|test|task\.\w+|data\.(train|validation|test|root|text|label|columns\.\w+)(=.*?)?"
+    r"|the column \w+ of data=\w+|train\.csv, line \d+): "
+)
+"""The beginning of a warning: a key that the user can type, the split, a column, or a line of the file."""
+
+
 def overrides_in(message: str) -> list[str]:
     """Return the overrides that a message names, as a shell passes them."""
     words = re.findall(
@@ -468,6 +477,7 @@ def test_misread_data_is_reported_and_the_remedy_works(
         code, message = plan(capsys, *case.overrides, "data.strict=true")
         assert code == DATA_ERROR
         assert re.search(case.message, message), message
+        assert not case.is_warning or all(map(_BEGINS_WITH_KEY.match, message.splitlines())), message
         if case.remedy is None:
             remedy = [text.replace("COLUMN", "label") for text in overrides_in(message)]
             assert remedy, message

@@ -112,8 +112,10 @@ def test_spans_that_tokens_cannot_express_are_counted(caplog: pytest.LogCaptureF
     rows = MappedRows(Dataset.from_dict({name: list(values) for name, values in columns.items()}).data)
     with caplog.at_level("INFO"):
         warnings = task.check({"train": rows})
-    assert "train: 1 of 10 spans do not fit into 6 tokens and are neither trained on nor scored" in caplog.text
-    assert warnings[0].startswith("train: 3 of 10 spans begin or end inside of a token and are neither trained on")
+    assert "train: 1 of 10 spans does not fit into 6 tokens; training and scores leave them out" in caplog.text
+    assert warnings[0].startswith(
+        "train: 3 of 10 spans are neither trained on nor scored: they begin or end inside of a token"
+    )
     assert warnings[0].endswith("Set task.span_end=inclusive, with which 2 of them fit")
 
 

@@ -71,7 +71,7 @@ def test_words_beyond_max_length_have_no_output_and_are_logged(caplog: pytest.Lo
 
     assert list(rows["cut"]) == [1, 0, 0, 4]
     assert [len(first) for first in rows["first"]] == [len(tags) for tags in rows["tags"]] == [6, 4, 2, 6]
-    assert "train: 5 of 23 words do not fit into 8 tokens and are neither trained on nor scored" in caplog.text
+    assert "train: 5 of 23 words do not fit into 8 tokens; training and scores leave them out" in caplog.text
 
 
 def test_tags_that_break_their_scheme_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +178,7 @@ def test_metrics_have_directions_and_include_the_monitor() -> None:
 
 def test_unusable_rows_are_errors() -> None:
     cases: list[tuple[list[str], list[str], str, str]] = [
-        (["a", "b"], ["O"], "tags", r"tags: must be one per word, and there are 2 words, got \['O'\]"),
+        (["a", "b"], ["O"], "tags", r"tags: must be one for each of 2 words, got \['O'\]"),
         ([], [], "words", r"words: must not be empty, got \[\]"),
         (["a"], ["B-PRE"], "tags", r"tags: does not occur in training, got 'B-PRE'\. Did you mean B-PER"),
     ]

@@ -117,13 +117,20 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
         DataError: There are problems, and `data.strict` is true.
     """
     report = measure_quality(encoded.splits, task.target)
-    warnings = [*task.check(encoded.splits), *report.warnings(encoded.describe)]
+    found = [_name_column(warning, task, encoded.source) for warning in task.check(encoded.splits)]
+    warnings = [*found, *report.warnings(encoded.describe)]
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):
         raise DataError(*(f"data.strict: {problem}" for problem in problems))
     for warning in [*encoded.unlogged, *warnings]:
         logger.warning(warning)
     return report
+
+
+def _name_column(warning: str, task: Task, source: Source) -> str:
+    """Return a warning that begins with the user's name for a column, `data.label=topic`, instead of its role."""
+    role, _, text = warning.partition(": ")
+    return f"{source.describe_role(role)}: {text}" if role in task.columns() else warning
 
 
 def build_batch_plan(job: TrainJob, task: Task, encoded: Encoded) -> BatchPlan:

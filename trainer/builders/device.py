@@ -8,6 +8,7 @@ import random
 import numpy as np
 import torch
 
+from trainer.display import counted
 from trainer.errors import ConfigError, format_error
 
 
@@ -28,7 +29,7 @@ def build_device(name: str) -> torch.device:
         raise ConfigError(format_error("device", problem, "Set device=cuda or device=cpu", value=name))
     if device.type == "cuda" and torch.cuda.is_available() and size > count:
         # All processes report the same, so that it is printed once.
-        problem = f"this machine has {count} CUDA device{'' if count == 1 else 's'}, and each process needs its own"
+        problem = f"this machine has {counted(count, 'CUDA device')}, and each process needs its own"
         remedy = f"Use at most {count}, or a machine with more, or set device=cpu"
         raise ConfigError(format_error("devices", problem, remedy, value=size))
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
@@ -39,7 +40,7 @@ def build_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(device.type, True):
-        remedy = f"PyTorch finds {count} CUDA device{'' if count == 1 else 's'}. Set device=cpu or device=auto"
+        remedy = f"PyTorch finds {counted(count, 'CUDA device')}. Set device=cpu or device=auto"
         raise ConfigError(format_error("device", "is not available on this machine", remedy, value=name))
     return device
 

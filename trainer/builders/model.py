@@ -23,6 +23,7 @@ from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.data.batches import Batches, BatchIndices
 from trainer.decode.kv_cache import has_cache
+from trainer.display import counted
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.export.cases import traced_inputs
@@ -135,7 +136,7 @@ def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) ->
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if patterns := [entry for entry in settings.freeze if isinstance(entry, str)]:
         names = freeze(model, patterns)
-        logger.info("model.freeze: %d parameters are frozen", len(names))
+        logger.info("model.freeze: %s frozen", counted(len(names), "parameter", "is"))
     if settings.features:
         if info.output_level == "token":
             problem = "only tasks with one output per sample support features"
@@ -143,7 +144,7 @@ def _adapt(model: nn.Module, settings: ModelKeys, task: Task, info: TaskInfo) ->
         model = FeatureExtractor(model, settings.features, info.num_outputs, traced_inputs(task))
     if settings.lora is not None:
         targets = apply_lora(model, **asdict(LoraKeys(**settings.lora)))
-        logger.info("model.lora: adapters on %d layers", len(targets))
+        logger.info("model.lora: adapters on %s", counted(len(targets), "layer"))
     mark_frozen(parameter for parameter in trainable if not parameter.requires_grad)
     return model
 

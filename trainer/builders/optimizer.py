@@ -12,6 +12,7 @@ from trainer.builders.instantiate import in_group, instantiate, locate, paramete
 from trainer.config import schema
 from trainer.config.jobs import OptimizerKeys, TrainJob
 from trainer.config.schema import option_keys
+from trainer.display import counted
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error
 from trainer.layout import Document
@@ -72,9 +73,10 @@ def convert_durations(group: str, part: Document, steps_per_epoch: int, total_st
         if f"{key}_steps" in names:
             steps = config[f"{key}_steps"] = to_steps(value, steps_per_epoch, total_steps)
             if steps > total_steps:
-                logger.warning("%s.%s=%s is longer than the run of %d steps", group, key, value, total_steps)
+                length = counted(total_steps, "step")
+                logger.warning("%s.%s: %s is longer than the run of %s", group, key, value, length)
             elif key == "start" and steps == total_steps:
-                logger.warning("%s.%s=%s is the end of the run: no step is left", group, key, value)
+                logger.warning("%s.%s: %s is the end of the run: no step is left", group, key, value)
         else:
             config[key] = value
     return config

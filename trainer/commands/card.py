@@ -25,7 +25,7 @@ from trainer.commands.report_sections import (
 from trainer.commands.run_folders import RunRecord, find_artifacts, read_run
 from trainer.config.jobs import CardJob, TrainJob
 from trainer.config.paths import without_folders
-from trainer.display import displayable, print_lines, shorten_middle
+from trainer.display import counted, displayable, print_lines, shorten_middle
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError
 from trainer.export.readme import describe_model, describe_rows, graph_code, script_packages
@@ -301,7 +301,7 @@ def _worst(split: str, file: Path, about: Document) -> str:
         for place in worst
     ]
     missing = len(counts.names) - len(present)
-    note = f"\n\n{missing} classes have no row in this split, so nothing is known about them." if missing else ""
+    note = f"\n\n{counted(missing, 'class', 'has')} no row in this split, and so no score." if missing else ""
     return f"The lowest F1 on the {split} split:\n\n{_table(Table('', columns, rows))}{note}\n\n"
 
 

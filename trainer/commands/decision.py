@@ -14,7 +14,7 @@ from trainer.atomic_io import discard
 from trainer.commands.run_folders import run_argument
 from trainer.config.signatures import attribute
 from trainer.decision import DecisionRule, read_rule, rule_of, write_rule
-from trainer.display import print_lines
+from trainer.display import counted, print_lines
 from trainer.errors import ConfigError, format_error
 from trainer.layout import DECISION_RULE, Document
 from trainer.protocols import HasDecisionRule, Task
@@ -357,7 +357,7 @@ def _show_thresholds(console: Console, thresholds: Mapping[str, Threshold], task
     columns = ["label", "threshold", "positive rows", "F1 before", "F1", "precision", "recall"]
     print_table(console, "thresholds on the validation split", columns, rows[:_MAX_ROWS])
     if len(rows) > _MAX_ROWS:
-        console.out(f"{len(rows) - _MAX_ROWS} more labels are in {DECISION_RULE}", highlight=False)
+        console.out(f"{counted(len(rows) - _MAX_ROWS, 'more label', 'is')} in {DECISION_RULE}", highlight=False)
     if task.target == "class":
         print_lines(f"note: {next(iter(thresholds))!r}, the rarer class of training, is predicted above the threshold.")
     none = [label for label, each in thresholds.items() if not each.num_positive]

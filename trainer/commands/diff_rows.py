@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trainer.commands.run_folders import RunRecord
 from trainer.config.metrics import metric_name
+from trainer.display import counted
 from trainer.errors import CheckpointError
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_predictions
@@ -252,7 +253,7 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
 def _print_changed(console: Console, split: str, changed: Document, names: tuple[str, str]) -> None:
     counts = changed["correct_only_left"], changed["correct_only_right"]
     sides = [f"{count} correct only in {name}" for count, name in zip(counts, names, strict=True)]
-    text = f"{split}: {sum(counts)} rows changed sides: {' and '.join(sides)}"
+    text = f"{split}: {counted(sum(counts), 'row')} changed sides: {' and '.join(sides)}"
     if changed["first"]:
         rows = [[place_of(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
         print_table(console, f"{text}; the first:", ["row", "target", *names], rows, names=[1, 2, 3])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from trainer.commands.diff_rows import NO_DIFFERENCE, signed, signed_range
 from trainer.commands.sweep import read_results
+from trainer.display import counted
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import flatten, read_document
 from trainer.layout import SWEEP, Document
@@ -161,5 +162,5 @@ def print_sweeps(console: Console, document: Document) -> None:
 
 def _describe_jobs(compared: Document) -> str:
     if count := compared["pairs"]:
-        return f"{count} pair{'' if count == 1 else 's'}"
+        return counted(count, "pair")
     return " and ".join(map(str, compared["jobs"]))

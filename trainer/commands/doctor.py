@@ -28,6 +28,7 @@ from trainer.commands.doctor_checks import (
     check_shared_memory,
 )
 from trainer.config.jobs import DoctorJob
+from trainer.display import counted
 from trainer.errors import TrainerError
 from trainer.layout import CHECKPOINTS, RUNS, Document
 from trainer.progress import phase
@@ -78,7 +79,7 @@ def run(job: DoctorJob, config: Document) -> None:
             counts[check.status] += 1
             _print(console, check)
     if counts["problem"]:
-        number = f"{counts['problem']} problem{'s' if counts['problem'] > 1 else ''}"
+        number = counted(counts["problem"], "problem")
         raise TrainerError(f"doctor: {number}. Do what the lines that begin with problem say.")
     console.out("no problems", highlight=False)
 

@@ -20,6 +20,7 @@ from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import TRAINING_KEYS, differences, load_stored_config, parse_stored_config, unchanged_job
+from trainer.display import counted
 from trainer.documents import EVALUATION, EVALUATION_PARTS, undefined_reason
 from trainer.errors import ConfigError, DataError, raise_if_any
 from trainer.launch import launch
@@ -83,7 +84,7 @@ class Evaluation(NamedTuple):
                 reasons.setdefault(("interval", self.no_interval[name]), []).append(name)
         notes = [f"no {lacking} for {', '.join(names)}: {reason}." for (lacking, reason), names in reasons.items()]
         if self.targets:
-            notes.append(f"each metric above is the mean over the {len(self.targets)} targets.")
+            notes.append(f"each metric above is the mean over {counted(len(self.targets), 'target')}.")
         return notes
 
 

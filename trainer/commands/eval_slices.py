@@ -11,7 +11,7 @@ from trainer.commands.run_folders import find_run_folder
 from trainer.config.jobs import DataKeys, EvalJob
 from trainer.config.schema import option_keys
 from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
-from trainer.display import displayable, shorten_middle
+from trainer.display import counted, displayable, shorten_middle
 from trainer.documents import undefined_reason
 from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
@@ -207,7 +207,7 @@ def _divide(cells: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
         yield str(values[code]), np.flatnonzero(codes == code)
     if len(values) > MAX_SLICES:
         kept = np.argsort(-counts, kind="stable")[:MAX_SLICES]
-        yield f"({len(values) - MAX_SLICES} other values)", np.flatnonzero(~np.isin(codes, kept))
+        yield f"({counted(len(values) - MAX_SLICES, 'other value')})", np.flatnonzero(~np.isin(codes, kept))
 
 
 def _as_numbers(values: Any) -> np.ndarray | None:

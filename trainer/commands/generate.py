@@ -14,7 +14,7 @@ from trainer.config.jobs import GenerateJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import exported_config, load_stored_config
 from trainer.data.line_reader import first_line_of
-from trainer.display import escape_controls, print_lines
+from trainer.display import counted, escape_controls, print_lines
 from trainer.documents import UNSEALED, is_sealed, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import EXPORT, ONNX_CACHE, TOKENIZER, Document, expand_home
@@ -56,7 +56,7 @@ def run(job: GenerateJob, config: Document) -> None:
     with nullcontext(None) if job.output is None else open_output(output) as write:
         count, num_errors = _continue_prompts(job, generator, write)
     if num_errors:
-        raise DataError(f"{num_errors} of {count} prompts could not be continued.")
+        raise DataError(f"{counted(num_errors, 'prompt', of=count)} could not be continued.")
 
 
 def load_generator(job: GenerateJob) -> TextGenerator:

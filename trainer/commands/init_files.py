@@ -24,6 +24,7 @@ from trainer.data.imagefolder import SPLIT_OF_NAME, ImageFolder
 from trainer.data.language import count_tokens, guess_language
 from trainer.data.profile import MAX_ROWS, first_lines, profile_table
 from trainer.data.readers import format_suffix, format_suffixes
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".log", ".conll", ".conllu", ".bio", ".iob", ".iob2")
@@ -187,7 +188,7 @@ def _look_at_images(path: Path) -> Look:
     described = "{} x {} pixels".format(*next(iter(sizes)))
     if len(sizes) > 1:
         shorter = f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"{side}"
-        described = f"of {len(sizes)} sizes, the shorter side {shorter} pixels"
+        described = f"of {counted(len(sizes), 'size')}, the shorter side {shorter} pixels"
     lines = [f"{path}: {num_images:,} images in {len(counts)} classes, {described}", f"  classes  {_listed(counts)}"]
     summary = f"Predict the class of an image, one of {len(counts)}"
     return Look(lines, Proposal(summary, "image_classification", "imagefolder", settings), num_images, "images")

@@ -21,6 +21,7 @@ from trainer.commands.init_proposal import (
 )
 from trainer.data.cells import parse_spans
 from trainer.data.profile import ColumnProfile, TableProfile, feature_warnings, leaking_columns, warnings_of
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.task.class_names import warn_of_equal_names
 
@@ -63,7 +64,9 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
         warnings += warn_of_equal_names(counts, f"data.label={name}")
         if rare := [value for value, count in counts.items() if count < _RARE]:
             shown = ", ".join(rare[:_RARE])
-            warnings.append(f"{len(rare)} of {len(counts)} classes have fewer than {_RARE} rows, such as {shown}")
+            warnings.append(
+                f"{counted(len(rare), 'class', 'has', of=len(counts))} fewer than {_RARE} rows, such as {shown}"
+            )
     warnings += _incomplete_notes(table, proposal.roles)
     notes = [f"note: {note.removesuffix('.')}." for note in (*table.notes, *warnings)]
     return Look([*table.describe(), *notes], proposal, table.num_rows)
@@ -89,7 +92,10 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
         DataError: The table fits no task.
     """
     if table.num_rows < _LEAST_ROWS:
-        problem, remedy = f"has only {table.num_rows} rows", f"Collect at least {_LEAST_ROWS}, better some hundreds"
+        problem, remedy = (
+            f"has only {counted(table.num_rows, 'row')}",
+            f"Collect at least {_LEAST_ROWS}, better some hundreds",
+        )
         raise DataError(format_error(str(table.path), problem, remedy))
     if target is None and text is None and (dialog := _dialog_columns(table)):
         return _propose_dialog(table, dialog)
@@ -249,7 +255,7 @@ def _propose_spans(table: TableProfile, text: ColumnProfile, spans: ColumnProfil
         Setting("task.span_end", end, comment),
         *_text_sizes(table, [text]),
     ]
-    summary = f"Find {len(spans.counts)} kinds of {spans.name} in {text.name}, which may be in each other"
+    summary = f"Find {counted(len(spans.counts), 'kind')} of {spans.name} in {text.name}, which may be in each other"
     return _proposal(table, summary, "span_classification", settings, {"text": text.name, "spans": spans.name})
 
 

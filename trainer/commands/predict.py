@@ -17,7 +17,7 @@ from trainer.config.stored import blaming_config, exported_config, load_stored_c
 from trainer.config.trust import resolve_environment, trust_problems
 from trainer.data.cells import shorten, unescape_tab
 from trainer.data.line_reader import first_line_of
-from trainer.display import print_lines
+from trainer.display import counted, print_lines
 from trainer.documents import SHAPES, TRANSITION_SCORES, UNSEALED, is_sealed, read_document, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import (
@@ -77,15 +77,18 @@ def run(job: PredictJob, config: Document) -> None:
     from trainer.predict.predictor import RowCounts
 
     counts = RowCounts()
-    num_printed = 0
+    num_printed = num_written = 0
     with open_output(paths.output) as write:
         for window in _predict(job, paths, predictor, row_format, counts):
             for row, prediction in window:
                 if row.error is not None and (num_printed := num_printed + 1) <= _MAX_PRINTED_ERRORS:
                     print_lines(row.error)
                 write(prediction)
+                num_written += 1
             if paths.output is None:
                 sys.stdout.flush()
+    if paths.output is not None:
+        print_lines(f"{paths.output}: {counted(num_written, 'row')}", to=sys.stdout)
     _conclude(counts, predictor)
 
 
@@ -363,15 +366,16 @@ def _conclude(counts: RowCounts, predictor: Predictor) -> None:
     """Print notes about truncated rows and unknown categories, and raise DataError if some rows could not be used."""
     if counts.num_truncated:
         length = predictor.task.axis_limits().get("sequence", (1, 0))[1]
-        note = f"{counts.num_truncated} of {counts.num_rows} texts were truncated to {length} tokens (task.max_length)"
-        print_lines(f"note: {note}")
+        texts = counted(counts.num_truncated, "text", "was", of=counts.num_rows)
+        print_lines(f"note: {texts} truncated to {length} tokens (task.max_length)")
     if counts.num_unknown:
-        note = f"{counts.num_unknown} of {counts.num_rows} rows have categories that the model does not know"
+        rows = counted(counts.num_unknown, "row", "has", of=counts.num_rows)
         first = [f"{shorten(value)} in column {name!r} ({place})" for (name, value), place in counts.unknown.items()]
         such_as = f", such as {', '.join(first)}" if first else ""
         print_lines(
-            f"note: {note}{such_as}: they were not among the most frequent ones of training (task.max_categories)"
+            f"note: {rows} categories that the model does not know{such_as}: they were not among the most frequent "
+            "ones of training (task.max_categories)"
         )
     if counts.num_errors:
         others = "; the others were predicted" if counts.num_errors < counts.num_rows else ""
-        raise DataError(f"{counts.num_errors} of {counts.num_rows} rows could not be used{others}.")
+        raise DataError(f"{counted(counts.num_errors, 'row', of=counts.num_rows)} could not be used{others}.")

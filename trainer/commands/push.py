@@ -9,7 +9,7 @@ from typing import Final
 from trainer.commands.card import FILL_IN
 from trainer.commands.run_folders import find_artifacts, find_run_folder, run_argument
 from trainer.config.jobs import PushJob
-from trainer.display import displayable, print_lines
+from trainer.display import counted, displayable, print_lines
 from trainer.documents import file_entries, read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.export.folder import is_verifiable, verify
@@ -68,7 +68,7 @@ def _notes(files: dict[str, Path]) -> list[str]:
     notes = []
     card = files[CARD]
     if count := read_text(card, "Write it again: trainer card").count(FILL_IN):
-        notes.append(f"{card}: {count} lines are still to be filled in.")
+        notes.append(f"{card}: {counted(count, 'line', 'is')} still to be filled in.")
     if card.stat().st_mtime < files[f"{EXPORT}/{EXPORT_MANIFEST}"].stat().st_mtime:
         notes.append(f"{card}: is older than the artifacts.")
     if f"{EXPORT}/{GOLDEN_ROWS}" in files:

@@ -28,9 +28,9 @@ from trainer.commands.run_folders import RunRecord, read_run
 from trainer.commands.sweep import is_sweep_folder, write_sweep_page
 from trainer.config.jobs import ReportJob
 from trainer.config.sweep import read_jobs
-from trainer.display import escape_controls
+from trainer.display import counted, escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.layout import DIVERGED, EVALUATIONS, REPORT, Document
+from trainer.layout import COMPARISON, DIVERGED, EVALUATIONS, REPORT, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import answer_section
 from trainer.report.metric_names import words
@@ -51,7 +51,7 @@ _NOT_COMPARED = (
 
 
 def run(job: ReportJob, config: Document) -> None:
-    """Write `report.html` into the folder of a run or sweep or to `output`, and print its path.
+    """Write the page into the folder of the run or sweep or to `output`, and print its path.
 
     Args:
         job: The checked config.
@@ -71,7 +71,8 @@ def run(job: ReportJob, config: Document) -> None:
         print(escape_controls(str(file)))
         return
     records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
-    file = records[0].folder / REPORT if job.output is None else Path(job.output)
+    name = COMPARISON if job.beside else REPORT
+    file = records[0].folder / name if job.output is None else Path(job.output)
     if job.output is None:
         refuse_to_replace("run", file, force=job.force, is_own=is_own_page)
     elif any(file.resolve().is_relative_to(record.folder.resolve()) for record in records):
@@ -229,7 +230,7 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     listed = differing[:_MAX_NAMED_KEYS]
     more = len(differing) - len(listed)
     keys = " and ".join([", ".join(listed[:-1])] * (len(listed) > 1 and not more) + listed[-1:]) if not more else ""
-    keys = keys or f"{', '.join(listed)} and {more} more key{'s' if more > 1 else ''}"
+    keys = keys or f"{', '.join(listed)} and {counted(more, 'more key')}"
     title = f"{len(runs)} runs that differ in {keys}" if differing else f"{len(runs)} runs of one config"
     best = ranked[0].best or {}
     value = best.get("value")

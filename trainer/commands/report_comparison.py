@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from trainer.commands.diff_rows import compare_rows, place_of, signed, signed_range
 from trainer.commands.report_sections import MAX_NAMED, NamedRun, column_names
+from trainer.display import counted
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import class_scores_of, draw_confusion, number_rows, short_name
@@ -73,7 +74,7 @@ def decide(comparisons: Sequence[Comparison], monitor: str) -> str:
         return f"This decides nothing: on {rows}, no difference from {name} is shown: {numbers}."
     better = sum((each.metric or {})["verdict"] == "better" for each in known)
     unknown = len(comparisons) - len(known)
-    text = f"It is better than {better} of {len(known)} other runs on the same {known[0].rows} {SPLIT} rows"
+    text = f"It is better than {counted(better, 'other run', of=len(known))} on the same {known[0].rows} {SPLIT} rows"
     text += "." if better == len(known) else "; against the rest, no difference is shown."
     return text + (f" {unknown} cannot be compared without predictions of the same rows." if unknown else "")
 

@@ -12,7 +12,7 @@ from trainer.commands.run_folders import RunRecord
 from trainer.config import schema
 from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import TrainJob
-from trainer.display import masked_config
+from trainer.display import counted, masked_config
 from trainer.documents import flatten, read_export_manifest
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
@@ -321,7 +321,7 @@ def config_section(runs: Sequence[NamedRun]) -> Section:
     rest = [[key, _show(masked_config(value, key))] for key, value in values.items() if key not in keys]
     differing = Table("What differs from the defaults", ["key", "value", "default"], changed)
     return Section(
-        "Config", tables=[differing, Table(f"{len(rest)} other keys", ["key", "value"], rest, is_folded=True)]
+        "Config", tables=[differing, Table(counted(len(rest), "other key"), ["key", "value"], rest, is_folded=True)]
     )
 
 
@@ -360,7 +360,7 @@ def _compared_configs(runs: Sequence[NamedRun]) -> Section:
     tables = [
         Table("What the runs differ in", columns, compared),
         Table(
-            f"{len(equal)} keys that are equal in all runs",
+            f"{counted(len(equal), 'key')} equal in all runs",
             ["key", "value"],
             [[key, shown_value(configs[0], key)] for key in equal],
             is_folded=True,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import parse_stored_config
-from trainer.display import masked_config
+from trainer.display import counted, masked_config
 from trainer.errors import Interrupted
 from trainer.layout import EVALUATIONS, LOG, METRICS, RANK_LOGS, STATE, Document
 from trainer.predictions import predictions_file, read_about
@@ -143,15 +143,16 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
         logger.info("an epoch draws %s", describe_draws(draws))
     if run.loader.tokens is None and run.ranks.size > (micro_batch_size := max(1, size)):
         logger.warning(
-            "train.batch_size: a micro-batch has %d samples, so %d of %d devices have none",
-            *(micro_batch_size, run.ranks.size - micro_batch_size, run.ranks.size),
+            "train.batch_size: a micro-batch has %s, so %s none",
+            counted(micro_batch_size, "sample"),
+            counted(run.ranks.size - micro_batch_size, "device", "has", of=run.ranks.size),
         )
     if job.precision == "fp16" and run.device.type == "cpu":
         logger.warning(
-            "precision=fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
+            "precision: fp16 is many times slower than fp32 on a CPU. Use fp32, or a device that supports float16"
         )
     if job.precision == "tf32" and run.device.type != "cuda":
-        logger.info("precision=tf32 is fp32 on this device: only CUDA has TF32")
+        logger.info("precision: tf32 is fp32 on this device: only CUDA has TF32")
     if snapshot is not None and (other := describe_other_versions(snapshot.json(STATE)["versions"])):
         logger.warning("resume: the last bits may differ from those of a run that was not stopped (%s)", other)
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.

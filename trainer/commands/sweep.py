@@ -21,7 +21,7 @@ from trainer.checkpoint.lock import run_lock
 from trainer.commands.out_of_fold import FINDINGS, read_fold_inputs, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
 from trainer.config.sweep import Sweep, SweepJob, changed_keys, read_jobs
-from trainer.display import print_lines
+from trainer.display import counted, print_lines
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
 from trainer.errors import Interrupted, find_user_error, format_error, raise_if_any, show_value
@@ -86,7 +86,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
         jobs = _record(sweep, {job.name: job.changes for job in sweep.jobs})
         waiting = [job for job in sweep.jobs if not is_complete(sweep.folder / job.name)]
         if done := len(sweep.jobs) - len(waiting):
-            print_lines(f"sweep: {done} of {len(sweep.jobs)} jobs are complete already")
+            print_lines(f"sweep: {counted(done, 'job', 'is', of=len(sweep.jobs))} complete already")
         failures: dict[str, Outcome] = {}
         trials: Trials | None = None
         if sweep.search is not None:
@@ -118,7 +118,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
         if errors:
             counts = Counter(str(row[0]) for row in errors)
             shown = ", ".join(f"{counts[finding]} {finding}" for finding in FINDINGS if counts[finding])
-            print_lines(f"{sweep.folder / LABEL_ERRORS}: {len(errors)} rows: {shown}")
+            print_lines(f"{sweep.folder / LABEL_ERRORS}: {counted(len(errors), 'row')}: {shown}")
     if stopped is not None:
         print_lines("sweep: stopped. Continue it with the same command.")
         return stopped.exit_code
@@ -231,7 +231,8 @@ def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspe
         "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
         "t distribution."
     )
-    count = f"The {num_errors} rows" if num_errors <= _MAX_SHOWN else f"The first {_MAX_SHOWN} of {num_errors} rows"
+    all_shown, some_shown = f"The {counted(num_errors, 'row')}", f"The first {_MAX_SHOWN} of {num_errors:,} rows"
+    count = all_shown if num_errors <= _MAX_SHOWN else some_shown
     suspect = (
         f"{count} of {LABEL_ERRORS}, by models that were not trained on them. To correct a label, write the right one "
         f"into the column correction of that file, and train with data.corrections={folder / LABEL_ERRORS}."

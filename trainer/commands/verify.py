@@ -18,6 +18,7 @@ from trainer.checkpoint.snapshot import read_checkpoint_document
 from trainer.commands.replay import Comparison, compare_divergence, compare_training, stored_job
 from trainer.commands.run_folders import find_run_folder, read_task_state
 from trainer.config.jobs import TrainJob, VerifyJob
+from trainer.display import counted
 from trainer.documents import UNSEALED
 from trainer.errors import CheckpointError, format_error
 from trainer.launch import RankError, launch
@@ -138,7 +139,7 @@ def _replay_with_others(parts: Sequence[Part]) -> list[str]:
     faults: list[str] = []
     for part in parts:
         if part.devices != size and is_first_rank() and not is_watched():
-            trained = f"trained on {part.devices} device{'' if part.devices == 1 else 's'}, not on {size}"
+            trained = f"trained on {counted(part.devices, 'device')}, not on {size}"
             console.out(f"no {part.title}: it was {trained}.", highlight=False)
     own_parts = [part for part in parts if part.devices == size]
     if not own_parts:

@@ -452,8 +452,10 @@ class ReportJob:
 
     run: AnyPath | None = key(None, "run folder, or the folder of a sweep (sweeps/<name>); null is the newest run")
     beside: list[AnyPath] = key([], "other run folders to show side by side with it")
-    output: AnyPath | None = key(None, "file of the page; null is report.html in the run folder")
-    force: bool = key(False, "replace a file at output, or report.html of the run, that is not a page of this tool")
+    output: AnyPath | None = key(
+        None, "file of the page; null is report.html in the run folder, or comparison.html of several runs"
+    )
+    force: bool = key(False, "replace a file at output or in the run folder that is not a page of this tool")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.line_reader import read_lines
 from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Conll(FileSource):
             place = f"{path}, line {number}"
             num_columns = num_columns or self._check_columns(place, cells)
             if len(cells) != num_columns:
-                problem = f"expected {num_columns} columns as in the lines before"
+                problem = f"expected {counted(num_columns, 'column')} as in the lines before"
                 raise DataError(format_error(place, problem, "Check data.separator and data.comment", value=len(cells)))
             for role, column in self._columns.items():
                 if not cells[column].strip():

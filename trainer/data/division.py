@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from trainer.data.cells import TIME, classes_in
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def assign_by_time(path: Path, shares: Mapping[str, float]) -> Assign:
         start = _find_boundary(times[:stop], shares[split] * len(times), num_older)
         if start is None:
             number = len(np.unique(times))
-            problem = f"the {len(times)} rows of training have {number} different time{'s' if number > 1 else ''}"
+            problem = f"the {len(times)} rows of training have {counted(number, 'different time')}"
             problem += f", and the splits train, {' and '.join(held_out)} need {len(held_out) + 1}"
             keys = " and ".join(f"data.{split}" for split in held_out)
             remedy = f"Add rows of other times, name a finer column, or name files in {keys}"

@@ -23,6 +23,7 @@ from trainer.atomic_io import discard, replaced_folder
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
+from trainer.display import counted
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
 from trainer.input_files import LIMITS
 from trainer.mapped_files import MappedRows, release_pages
@@ -233,8 +234,8 @@ def _write(
         if len(sizes) < len(raw):
             raise _broken_rows_error(errors, [split for split in raw if split not in sizes], drop_broken)
         if errors:
-            message = "data.drop_broken: left out %d rows that cannot be encoded:\n%s"
-            logger.warning(message, len(errors), "\n".join(errors.messages()))
+            message = "data.drop_broken: left out %s that cannot be encoded:\n%s"
+            logger.warning(message, counted(len(errors), "row"), "\n".join(errors.messages()))
         write_index(stage, state=task.state_dict(), rows=sizes, warnings=warnings)
     logger.info("encoded data: %s; stored in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
 
@@ -264,7 +265,9 @@ def _broken_rows_error(errors: RowErrors, splits: Sequence[str], drop_broken: bo
     if drop_broken:
         return DataError(*errors.messages(), f"data.{file_stem(splits[0])}: all rows are left out by data.drop_broken.")
     remedy = "Correct or remove them, or set data.drop_broken=true to leave them out"
-    summary = format_error("data.drop_broken", f"{len(errors)} rows cannot be encoded", remedy, value=drop_broken)
+    summary = format_error(
+        "data.drop_broken", f"{counted(len(errors), 'row')} cannot be encoded", remedy, value=drop_broken
+    )
     return DataError(*errors.messages(), summary)
 
 

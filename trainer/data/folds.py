@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.cells import GROUP, split_key
 from trainer.data.splits import normalize_whitespace
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.protocols import HasColumns, LocatesRows, Source
 
@@ -132,13 +133,13 @@ class Folds:
         classes = pool["label"][:] if "label" in roles and "label" in pool.column_names else None
         if GROUP in pool.column_names:
             assigned = assign_groups(pool[GROUP][:], classes, self._folds, self._seed)
-            reason = "are of groups that have all rows of a class"
+            reason = "in groups that contain all rows of a class"
         else:
             inputs = pool.select_columns([role for role in roles if role in pool.column_names])
             assigned = assign_folds([split_key(row) for row in inputs], classes, self._folds, self._seed)
-            reason = "are the only ones of their class"
+            reason = "without another one of the same class"
         if alone := assigned.count(-1):
-            _LOG.warning("data.folds: %d rows %s, and are in every training split", alone, reason)
+            _LOG.warning("data.folds: %s in every training split: %s", counted(alone, "row", "is"), reason)
         return assigned
 
     def describe_row(self, split: str, row: int) -> str:

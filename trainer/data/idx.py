@@ -26,6 +26,7 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.input_files import open_unpacked
 from trainer.layout import expand_home
@@ -197,7 +198,7 @@ def read_idx(path: Path, *, num_dims: int, type_codes: Sequence[int]) -> np.ndar
     if content[:4].hex() not in magic_numbers:
         compressed = content[:2] == b"\x1f\x8b"
         remedy = "Decompress it, or let its name end in .gz" if compressed else "Are images and labels mixed up?"
-        dimensions = f"{num_dims} dimension{'s' if num_dims > 1 else ''}"
+        dimensions = counted(num_dims, "dimension")
         problem = f"is not an IDX file with {dimensions}: the magic number must be {magic_numbers[0]}"
         raise DataError(format_error(str(path), problem, remedy, value=content[:4].hex()))
     damaged = "The file is truncated or damaged; download it again"

@@ -23,6 +23,7 @@ from trainer.data.splits import (
     split_schema,
     write_splits,
 )
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.layout import expand_home
 
@@ -142,12 +143,13 @@ class ImageFolder:
                 raise DataError(format_error(str(folder), problem, remedy))
             used = {label for _, label in images[split]}
             if empty := [str(label) for label in labels if label.name not in used]:
-                message = "data.root: %d class folders without images are no classes; remove them or add images: %s"
-                _LOG.warning(message, len(empty), ", ".join(empty[:_MAX_LISTED]))
+                message = "data.root: %s no images and so no class; remove the folder or add images: %s"
+                folders = counted(len(empty), "folder", "has")
+                _LOG.warning(message, folders, ", ".join(empty[:_MAX_LISTED]))
             skipped = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
             if skipped := skipped + [path for path, _ in files if not _is_image(path)]:
-                message = "data.root: skipped %d files outside of class folders or without an image suffix; first: %s"
-                _LOG.warning(message, len(skipped), skipped[0])
+                message = "data.root: skipped %s outside of class folders or without an image suffix; the first is %s"
+                _LOG.warning(message, counted(len(skipped), "file"), skipped[0])
         return images
 
     @cached_property

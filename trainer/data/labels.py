@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from trainer.data.cells import is_number
 from trainer.data.plausibility import COMPACT_DATE, DATE, MISSING, MONTH, UNIX_TIMES, ColumnWarning, is_code
+from trainer.display import counted
 
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+|[-+]?\d{1,3}(\.\d{3})+(,\d+)?")
 _SPREADSHEET_DATE = re.compile(rf"\d{{1,2}}-{MONTH}")
@@ -58,8 +59,7 @@ class LabelColumn:
 
     def _describe_missing(self, label: str) -> ColumnWarning:
         count = self._counts[label]
-        rows = "1 row has" if count == 1 else f"{count} rows have"
-        problem = f"{rows} the label {label!r}, the first is {{place}}, and it is a class"
+        problem = f"{counted(count, 'row', 'has')} the label {label!r}, the first is {{place}}, and it is a class"
         remedy = "Remove these rows" if self.role == "label" else "Remove this label from them"
         return ColumnWarning(f"{problem}. {remedy}, or rename the class if it is a real one.", self._first_rows[label])
 
@@ -99,8 +99,7 @@ class LabelColumn:
             return None
         label = next(iter(self._counts))
         problem = f"the labels are {times}, such as {label!r} in {{place}}, and each is a class"
-        key = "data.label" if self.role == "label" else "data.columns.labels"
-        remedy = f"Name the column of the classes: {key}=COLUMN"
+        remedy = "Name the column of the classes instead"
         return ColumnWarning(f"{problem}. {remedy}, or replace them, such as by the year.", self._first_rows[label])
 
     def _describe_numbers(self) -> ColumnWarning | None:
@@ -140,9 +139,8 @@ class LabelColumn:
         if found is None:
             return None
         separator, lists = found
-        problem = (
-            f"{len(lists)} of {len(self._counts)} labels are lists of other labels, such as {lists[0]!r} in {{place}}"
-        )
+        labels = counted(len(lists), "label", "contains", of=len(self._counts))
+        problem = f"{labels} several other labels, such as {lists[0]!r} in {{place}}"
         if self.role == "label":
             problem += ", and each is read as one class"
             name = self.name if self.name.isidentifier() else f"'{self.name}'"

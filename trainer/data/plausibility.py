@@ -10,6 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 from trainer.data.cells import is_number, shorten
+from trainer.display import counted
 
 _MIN_ROWS = 20
 """A column with fewer values is not judged: few texts differ from each other by chance."""
@@ -143,7 +144,7 @@ class FeatureColumn:
         value, row = self._first_text
         first = f"{shorten(value)} in {{place}}"
         if self._num_numbers > self._num_rows / 2:
-            problem = f"is read as text: {self._num_numbers} of its {self._num_rows} cells are numbers, "
+            problem = f"is read as text: {counted(self._num_numbers, 'cell', 'is', of=self._num_rows)} numbers, "
             return ColumnWarning(f"{problem}the first other cell is {first}. Correct such cells, or empty them", row)
         if self._num_rows < _MIN_ROWS:
             return None
@@ -159,7 +160,9 @@ class FeatureColumn:
             return ColumnWarning(problem, row)
         if self._first_missing and not is_code("NA", map(str, self._compared)):
             text, row = self._first_missing
-            problem = f"has {self._num_missing} cells such as {text!r} in {{place}}, and reads them as a category"
+            problem = (
+                f"has {counted(self._num_missing, 'cell')} such as {text!r} in {{place}}, and reads them as a category"
+            )
             return ColumnWarning(f"{problem}. Empty these cells, or rename the category if it is a real one", row)
         return None
 

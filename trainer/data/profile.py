@@ -20,6 +20,7 @@ from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks
 from trainer.data.readers import column_names, format_suffix, read_records
 from trainer.data.splits import row_id, split_row_id
 from trainer.data.table import Table, describe_columns
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.input_files import JSON_ERRORS
 
@@ -162,7 +163,7 @@ class TableProfile:
 
     def describe(self) -> Iterator[str]:
         """Yield lines for the screen: the size of the table, its columns, and what is odd."""
-        yield f"{self.path}: {self.num_rows:,} rows, {len(self.columns)} column{'s' if len(self.columns) > 1 else ''}"
+        yield f"{self.path}: {counted(self.num_rows, 'row')}, {counted(len(self.columns), 'column')}"
         shown = self.columns[:_MAX_COLUMNS]
         cells = [(column.name, column.kind, column.describe()) for column in shown]
         widths = [max(_width(row[place]) for row in cells) for place in (0, 1)]
@@ -170,7 +171,7 @@ class TableProfile:
             padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=False)]
             yield "  " + "  ".join([*padded, row[2]])
         if len(self.columns) > len(shown):
-            yield f"  and {len(self.columns) - len(shown)} more columns"
+            yield f"  and {counted(len(self.columns) - len(shown), 'more column')}"
 
 
 def _width(text: str) -> int:

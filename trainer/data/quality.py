@@ -13,6 +13,7 @@ import numpy as np
 from trainer.data.cells import GROUP, TIME
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
+from trainer.display import counted
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Columns, Target
 from trainer.validation_sets import VALIDATION, is_validation
@@ -142,8 +143,7 @@ class DataReport:
                     continue
                 first = self.first[split, name]
                 place = f"at position {first}" if describe is None else f"is {describe(split, first)}"
-                count = round(share * self.rows[split])
-                rows = "1 row" if count == 1 else f"{count:,} rows"
+                rows = counted(round(share * self.rows[split]), "row")
                 lines.append(f"{split}: {100 * share:.1f}% {name} ({rows}), the first {place}; {LIMITS[name].remedy}")
         return lines
 

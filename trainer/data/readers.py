@@ -19,6 +19,7 @@ from typing import Any
 from trainer.data.cells import shorten
 from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first_line_of, unreadable_error
 from trainer.data.swallowed_rows import SwallowedRows
+from trainer.display import counted
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
 from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
@@ -190,7 +191,7 @@ def _parse_csv(
         elif isinstance(cells, DataError):
             yield cells
         elif len(cells) != len(header):
-            problem = f"expected {len(header)} cells as in the header"
+            problem = f"expected {counted(len(header), 'cell')} as in the header"
             remedy = f"Quote cells that contain {reader.dialect.delimiter!r} or a line end"
             yield DataError(format_error(f"{path}, line {line}", problem, remedy, value=len(cells)))
         else:

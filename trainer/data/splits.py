@@ -22,6 +22,7 @@ from trainer.constraints import BelowOne, NonEmptyStr, Rule
 from trainer.data.cells import CLASS_ROLES, GROUP, STRATUM, TIME, classes_in, split_key
 from trainer.data.division import Strata, assign_by_time, divide_rows
 from trainer.data.plausibility import ColumnWarning
+from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.protocols import EncodedColumns, Row
 from trainer.shapes import to_json
@@ -461,9 +462,9 @@ def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayou
         return
     asked = ", ".join(f"{name} {share:g}" for name, share in layout.shares.items() if share > 0)
     remedy = "Add rows of other groups" if layout.grouped else "Add rows"
+    problem = f"training has {counted(num_rows, 'row')}, and none was assigned to {' and '.join(empty)}"
     if layout.stratified:
-        problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)}: the classes are too"
-        problem += f" small for the shares {asked}"
+        problem += f": the classes are too small for the shares {asked}"
         raise DataError(
             format_error(f"data.split.{STRATUM}", problem, "Name a column of larger classes, or none (null)")
         )
@@ -475,8 +476,7 @@ def _check_not_empty(sizes: Mapping[str, int], num_rows: int, layout: SplitLayou
         keys = " ".join(f"data.split.{name}={share:.12g}" for name, share in shares.items())
         remedy += f", or set {keys} to give each split at least one"
     remedy += "".join(f", or name files in data.{name}" for name in empty if name != "train")
-    problem = f"none of the {num_rows} rows of training was assigned to {' and '.join(empty)} by the shares {asked}"
-    problem += ", which hold out whole groups" if layout.grouped else ""
+    problem += f" by the shares {asked}{', which hold out whole groups' if layout.grouped else ''}"
     raise DataError(format_error("data.split", problem, remedy))
 
 
@@ -508,7 +508,7 @@ def _drop_unseen(
     if sum(item.num_rows for item in dropped) == num_rows:
         num_classes = max(map(len, classes.values()))
         problem = f"contains only {dropped[0].description}: it holds out {num_rows} of {num_all} rows, and the others "
-        problem += f"have {num_classes} {'class' if num_classes == 1 else 'classes'}"
+        problem += f"have {counted(num_classes, 'class')}"
         remedy = f"Add rows of each class, or name files in data.{split}"
         raise DataError(format_error(f"data.{split}", problem, remedy))
     return dropped

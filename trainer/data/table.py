@@ -34,6 +34,7 @@ from trainer.data.cells import (
 from trainer.data.labels import LabelColumn
 from trainer.data.plausibility import ColumnWarning, FeatureColumn, Leaks
 from trainer.data.splits import Sample, split_row_id
+from trainer.display import counted
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error, raise_if_any
 from trainer.layout import expand_home
 
@@ -214,7 +215,8 @@ class Table:
             cells = ((row, values[position]) for row, _, values in records())
             repeated = [row for row, cell in cells if has_repeated_label(cell, self.separator)]
             if repeated:
-                text = f"{self.keys['labels']}: {len(repeated)} rows contain a label twice, the first is {{place}}"
+                rows = counted(len(repeated), "row", "contains")
+                text = f"{self.keys['labels']}: {rows} a label twice, the first is {{place}}"
                 self.warnings.append(ColumnWarning(f"{text}. Write each label of a row once.", repeated[0]))
 
     def find_time_kind(self, records: Iterator[Record]) -> None:
@@ -269,7 +271,8 @@ class Table:
             text = f"{self.keys['features']}: column {name!r} has a value of its own for each target"
             self.warnings.append(ColumnWarning(f"{text}, and so gives it away. {self._without(name)}", leaks.first_row))
         if garbled:
-            text = f"{self.keys['text']}: {len(garbled)} texts contain garbled characters, the first is {{place}}"
+            texts = counted(len(garbled), "text", "contains")
+            text = f"{self.keys['text']}: {texts} garbled characters, the first is {{place}}"
             remedy = "Their bytes are UTF-8 and were once read as another encoding: write the file again"
             self.warnings.append(ColumnWarning(f"{text}. {remedy}.", garbled[0]))
         for number_column in values:
@@ -339,10 +342,10 @@ class Table:
     def _check_sample(self, place: str, values: dict[str, Any], num_values: int, folder: Path | None) -> str | None:
         """Check conditions between values; make an image path absolute and return the key of the image's content."""
         if "tags" in values and "words" in values and len(values["tags"]) != len(values["words"]):
-            problem = f"expected a tag for each of {len(values['words'])} words"
+            problem = f"expected a tag for each of {counted(len(values['words']), 'word')}"
             raise DataError(format_error(f"{place}, {self.keys['tags']}", problem, value=len(values["tags"])))
         if "value" in values and len(values["value"]) != num_values:
-            problem = f"expected {num_values} values as in the first row"
+            problem = f"expected {counted(num_values, 'value')} as in the first row"
             raise DataError(format_error(f"{place}, {self.keys['value']}", problem, value=len(values["value"])))
         if "image" not in values:
             return None

@@ -311,7 +311,9 @@ def _check_fit(
         enlarge = f"in Python: model.resize_token_embeddings({vocab_size}); model.save_pretrained(FOLDER)"
         problems.append(format_error("path", problem, f"{remedy} {enlarge}"))
     elif warn and vocab_size < _MIN_VOCABULARY_SHARE * embeddings:
-        message = "the task's tokenizer has %d tokens, the model's has %d: is task.tokenizer the model's own?"
+        message = (
+            "task.tokenizer: has %d tokens, but the model has embeddings of %d. Set it to the model's own tokenizer"
+        )
         logger.warning(message, vocab_size, embeddings)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from trainer.display import counted
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import TOKENIZER, Document
 from trainer.weights_folder import LABELS, find_tokenizer, read_encoding, related_folders
@@ -44,7 +45,7 @@ class LoadReport:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts = [f"{counted(len(self.loaded), 'tensor')} loaded"]
         parts += [f"as initialized: {_some(self.kept)}"] if self.kept else []
         parts += [f"not used: {_some(self.unused)}"] if self.unused else []
         return "; ".join(parts)
@@ -90,8 +91,8 @@ def fit_weights(
     mismatches = mismatches_after({name: name for name in renamed})
     if mismatches:
         remedy = suggest_remedy(mismatches, mismatches_after, renamed, targets, (rename, ignore))
-        count = len(targets | renamed)
-        problem = f"weights: {len(mismatches)} of {count} names do not fit.\n{format_table(mismatches)}\n  {remedy}."
+        misfits = counted(len(mismatches), "name", "does", of=len(targets | renamed))
+        problem = f"weights: {misfits} not fit.\n{format_table(mismatches)}\n  {remedy}."
         raise ConfigError(problem)
     ignored = {mismatch.name for mismatch in find_mismatches(targets, renamed, tied)}
     fitting = {name: tensor for name, tensor in renamed.items() if name not in ignored}
@@ -355,7 +356,7 @@ def mismatch_warnings(
     different = sum(own_tokens.get(number) != token for number, token in tokens.items())
     if embeddings and own_tokens and different:
         name = embeddings[0]
-        problem = f"{different} of its {len(tokens)} tokens are different here, and {name} has a row per token"
+        problem = f"{counted(different, 'token', 'is', of=len(tokens))} different here, and {name} has a row per token"
         remedy = (
             f"Set task.tokenizer={find_tokenizer(weights)} to use the tokenizer of the weights, or "
             f"{_leave_out(_layer_pattern(name))} to learn new rows"

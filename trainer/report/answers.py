@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from markupsafe import Markup
 
-from trainer.display import displayable, shorten, shorten_middle
+from trainer.display import counted, displayable, shorten, shorten_middle
 from trainer.layout import Document
 from trainer.predictions import read_inputs
 from trainer.report.charts import draw_bars, draw_matrix, draw_points
@@ -218,7 +218,7 @@ def _number_figures(kind: str, targets: Sequence[Any], predictions: Sequence[Any
     pairs = list(_pairs(targets, predictions))
     for name, actual, answers in pairs[:_MAX_OUTPUTS]:
         places = np.unique(np.linspace(0, len(actual) - 1, min(len(actual), _MAX_POINTS)).astype(int))
-        note = f"{len(places)} of {len(actual)} rows. " if len(places) < len(actual) else ""
+        note = f"{counted(len(places), 'row', of=len(actual))}. " if len(places) < len(actual) else ""
         points = [(float(actual[place]), float(answers[place])) for place in places]
         # Similarities have a scale of their own, so only the order of both can be compared.
         reference = None if kind == "similarity" else "equal"
@@ -299,15 +299,17 @@ def _describe(kind: str, row: Document) -> tuple[object, object]:
             (tag, guess) for tag, guess in zip(target or (), answer or (), strict=False) if tag != guess
         ).most_common(5)
         listed = ", ".join(f"{tag} → {guess}{f' ({count})' if count > 1 else ''}" for (tag, guess), count in wrong)
-        return f"{len(target or ())} words", f"{row['num_right']} right; {listed}" if listed else "all right"
+        return counted(len(target or ()), "word"), f"{row['num_right']} right; {listed}" if listed else "all right"
     if kind == "spans":
         missed, wrong = (
             [each for each in one or () if each not in (other or ())]
             for one, other in ((target, answer), (answer, target))
         )
-        return f"{len(target or ())} spans", f"{row['num_right']} right; missed {_show(missed)}; wrong {_show(wrong)}"
+        return counted(
+            len(target or ()), "span"
+        ), f"{row['num_right']} right; missed {_show(missed)}; wrong {_show(wrong)}"
     if kind == "tokens":
-        return f"{row['num_targets']} tokens", f"{row['num_right']} right"
+        return counted(row["num_targets"], "token"), f"{row['num_right']} right"
     return _show(target), _show(answer)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from trainer.display import counted
 from trainer.layout import Document
 from trainer.report.console import format_number
 from trainer.report.metric_names import metric_range
@@ -216,5 +217,5 @@ def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> s
         return "No job is complete."
     setting = ", ".join(f"{key}={best[key]}" for key in columns[: -len(_COLUMNS)] if best[key] != "")
     interval = "no interval" if best["low"] is None else f"95 % interval {best['low']:.4f} to {best['high']:.4f}"
-    jobs = f"{best['jobs']} job{'' if best['jobs'] == 1 else 's'}"
+    jobs = counted(int(str(best["jobs"])), "job")
     return f"Best: {setting or 'the only setting'} with validation {best['metric']} {mean:.4f} ({jobs}, {interval})."

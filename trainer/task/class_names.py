@@ -40,7 +40,7 @@ def boolean_spellings(known: Collection[str], names: Iterable[str]) -> dict[str,
     return {name: known_name for name, known_name in spelled if known_name is not None}
 
 
-def warn_of_equal_names(names: Collection[str], key: str) -> list[str]:
+def warn_of_equal_names(names: Collection[str], column: str) -> list[str]:
     """Return warnings about names that are probably one name, and about words with letters of two alphabets.
 
     Names are probably one if they differ only in white space, in case, in encoding, in the way a number is written, or
@@ -48,15 +48,15 @@ def warn_of_equal_names(names: Collection[str], key: str) -> list[str]:
     """
     equal = _group(names, _meaning)
     alike = [spellings for spellings in _group(names, _look) if spellings not in equal]
-    problem = f"{key}: names that differ only in white space, case, encoding or number format"
+    problem = f"{column}: names that differ only in white space, case, encoding or number format"
     shown = [" and ".join(map(_show, spellings)) for spellings in equal]
     warnings = _list_names(problem, shown, "Write each in one way.")
-    problem = f"{key}: names that look alike, with letters of different alphabets"
+    problem = f"{column}: names that look alike, with letters of different alphabets"
     shown = [f"{spellings[0]!r} ({' and '.join(map(ascii, spellings))})" for spellings in alike]
     warnings += _list_names(problem, shown, "Write each in one alphabet.")
     listed = {name for spellings in (*equal, *alike) for name in spellings}
     mixed = [f"{name!r} ({name!a})" for name in names if name not in listed and _mixes_alphabets(name)]
-    problem = f"{key}: names with a word in two alphabets, whose letters look alike"
+    problem = f"{column}: names with a word in two alphabets, whose letters look alike"
     return warnings + _list_names(problem, mixed, "Write each word in one alphabet.")
 
 
@@ -65,7 +65,7 @@ def warn_of_splits(names: Collection[str], role: str) -> list[str]:
     if len(names) < 2 or not _SPLITS.issuperset(name.strip().casefold() for name in names):
         return []
     shown = ", ".join(map(repr, sorted(names)))
-    return [f"{role}: the labels are the names of splits: {shown}. Name the column of the classes: data.label=COLUMN."]
+    return [f"{role}: the labels are the names of splits: {shown}. Name the column of the classes instead."]
 
 
 def are_all_in_brackets(names: Sequence[str]) -> bool:

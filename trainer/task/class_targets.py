@@ -88,12 +88,13 @@ class Classes:
             raise RowError(position, role, format_error(role, problem, did_you_mean(label, self.labels), value=label))
         return [[indices[label] for label in labels] for labels in rows]
 
-    def check(self, encoded: Mapping[str, MappedRows], column: str) -> list[str]:
+    def check(self, encoded: Mapping[str, MappedRows], column: str, role: str | None = None) -> list[str]:
         """Log how many targets of each class each split has, the largest class first; return warnings about the names.
 
         Args:
             encoded: The splits.
-            column: The column of classes, one or a list per row.
+            column: The encoded column of classes, one or a list per row.
+            role: The role of their column in the data; None if it is named like the encoded one.
         """
         for split, rows in encoded.items():
             counts = np.zeros(len(self.labels), dtype=np.int64)
@@ -107,8 +108,8 @@ class Classes:
                 entries = [*entries[: _MAX_LISTED // 2], "...", *entries[-_MAX_LISTED // 2 :]]
             logger.info("%s: targets of %d classes: %s", split, len(self.labels), ", ".join(entries))
         return [
-            *warn_of_equal_names(self.labels, column),
-            *warn_of_splits(self.labels, column),
+            *warn_of_equal_names(self.labels, role or column),
+            *warn_of_splits(self.labels, role or column),
         ]
 
     def info_fields(self) -> TargetFields:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from trainer.display import counted
 from trainer.errors import DataError, RowError, format_error
 from trainer.mapped_files import MappedRows, read_chunks
 from trainer.protocols import Prediction, StateDict
@@ -124,7 +125,7 @@ class RegressionTarget:
         """
         for position, row in enumerate(rows):
             if len(row) != len(self.mean):
-                problem = f"must be {len(self.mean)} numbers, as in the first row of training"
+                problem = f"must be {counted(len(self.mean), 'number')}, as in the first row of training"
                 raise RowError(position, "value", format_error("value", problem, value=list(row)))
         values = np.array(rows, dtype=np.float64)
         with np.errstate(over="ignore"):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.constraints import HubPath, validated
+from trainer.display import counted
 from trainer.errors import RowError, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
@@ -181,11 +182,11 @@ class SpanClassification:
                 counts["kept"] += len(chunk["span_classes"].combine_chunks().flatten())
             total = counts["kept"] + counts["cut"] + counts["unaligned"]
             if counts["cut"]:
-                message = "%s: %d of %d spans do not fit into %d tokens and are neither trained on nor scored"
-                logger.info(message, split, counts["cut"], total, self.texts.max_length)
+                message = "%s: %s not fit into %d tokens; training and scores leave them out"
+                logger.info(message, split, counted(counts["cut"], "span", "does", of=total), self.texts.max_length)
             if counts["unaligned"]:
-                text = f"{split}: {counts['unaligned']} of {total} spans begin or end inside of a token and are "
-                text += "neither trained on nor scored"
+                spans = counted(counts["unaligned"], "span", "is", of=total)
+                text = f"{split}: {spans} neither trained on nor scored: they begin or end inside of a token"
                 if 2 * counts["fits_other"] > counts["unaligned"]:
                     other = _OTHER_END[self.span_end]
                     text += f". Set task.span_end={other}, with which {counts['fits_other']} of them fit"
@@ -193,7 +194,7 @@ class SpanClassification:
                     warnings.append(text)
                 else:
                     logger.info(text)
-        return [*warnings, *self.classes.check(encoded, "span_classes"), *self.texts.check(encoded)]
+        return [*warnings, *self.classes.check(encoded, "span_classes", "spans"), *self.texts.check(encoded)]
 
     def lengths(self, encoded: MappedRows) -> np.ndarray:
         return self.texts.lengths(encoded)

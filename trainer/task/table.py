@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from trainer.display import counted
 from trainer.errors import DataError, RowError, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
@@ -268,7 +269,8 @@ class Table:
                 for name, count in cells.items()
             )
             summary = (
-                f"{split}: {len(rows)} rows, {len(self.columns)} columns as {len(self.features)} features, "
+                f"{split}: {counted(len(rows), 'row')}, {counted(len(self.columns), 'column')} as "
+                f"{counted(len(self.features), 'feature')}, "
                 f"{100 * missing:.1f}% of cells missing, {100 * unknown:.1f}% of categories unknown"
             )
             if unknown > _MAX_UNKNOWN and full:

@@ -10,6 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from trainer.constraints import Note
+from trainer.display import counted
 from trainer.errors import ConfigError
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, StateDict
@@ -159,7 +160,7 @@ class Texts:
             if truncated > _MAX_TRUNCATED:
                 remedies.append("Raise task.max_length")
             summary = (
-                f"{split}: {len(rows)} texts, {100 * unknown:.1f}% of tokens unknown, "
+                f"{split}: {counted(len(rows), 'text')}, {100 * unknown:.1f}% of tokens unknown, "
                 f"{100 * truncated:.1f}% of texts truncated at {self.max_length} tokens"
             )
             if remedies:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.constraints import HubPath, validated
+from trainer.display import counted
 from trainer.errors import RowError, format_error
 from trainer.layout import TRANSITIONS
 from trainer.mapped_files import MappedRows, as_array, read_chunks
@@ -109,7 +110,7 @@ class TokenClassification(TextTask):
         read_tags = []
         for position, (words, tags, read) in enumerate(zip(rows["words"], rows["tags"], columns["read"], strict=True)):
             if len(words) != len(tags):
-                problem = f"must be one per word, and there are {len(words)} words"
+                problem = f"must be one for each of {counted(len(words), 'word')}"
                 raise RowError(position, "tags", format_error("tags", problem, value=list(tags)))
             read_tags.append([tags[word] for word in read])
         columns["tags"] = [np.array(classes, dtype=np.int32) for classes in self.classes.indices(read_tags, "tags")]
@@ -145,9 +146,9 @@ class TokenClassification(TextTask):
         for split, rows in encoded.items():
             cut = sum(int(as_array(chunk["cut"]).sum()) for chunk in read_chunks(rows, "cut"))
             if cut:
-                total = cut + int(self.texts.lengths(rows, "first").sum())
-                message = "%s: %d of %d words do not fit into %d tokens and are neither trained on nor scored"
-                logger.info(message, split, cut, total, self.texts.max_length)
+                words = counted(cut, "word", "does", of=cut + int(self.texts.lengths(rows, "first").sum()))
+                message = "%s: %s not fit into %d tokens; training and scores leave them out"
+                logger.info(message, split, words, self.texts.max_length)
         self._log_broken_scheme(encoded)
         return [*self.classes.check(encoded, "tags"), *self.texts.check(encoded)]
 
@@ -171,10 +172,8 @@ class TokenClassification(TextTask):
             if number := int(counts.sum()):
                 earlier, tag = divmod(int(counts.argmax()), len(labels))
                 place = f"after {labels[earlier]}" if earlier < len(labels) else "at the start of a sentence"
-                message = (
-                    "%s: %d tags break their scheme, most often %s %s; loss.constraints=true never predicts them so"
-                )
-                logger.info(message, split, number, labels[tag], place)
+                message = "%s: %s their scheme, most often %s %s; loss.constraints=true never predicts them so"
+                logger.info(message, split, counted(number, "tag", "breaks"), labels[tag], place)
 
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
         """Make a batch. Packed: outputs only at the words, targets (B, W). Padded: outputs and targets (B, T)."""

@@ -309,7 +309,7 @@ def main() -> int:
         count, broken = count + len(answers), broken + sum("error" in answer for answer in answers)
     if broken:
         others = "; the others are answered" if broken < count else ""
-        print(f"{broken} of {count} rows could not be used{others}.", file=sys.stderr)
+        print(f"{broken} of {count} {'row' if count == 1 else 'rows'} could not be used{others}.", file=sys.stderr)
     return 6 if broken else 0
 
 
