@@ -4,6 +4,7 @@
 
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -272,6 +273,9 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "note: the columns named 'b' share a name and are left out" in output
     assert "note: 1 of 3 classes has fewer than 5 rows, such as rare." in output
+    table("text label", [[text, label + " " * (n < 5)] for n, (text, label) in enumerate(ROWS)])(Path("spaces.csv"))
+    assert main(["init", "spaces.csv"]) == 0
+    assert re.search(r"  label +class .*'\w+ ' \d", capsys.readouterr().out)
     table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
     assert main(["init", "gaps.csv"]) == 0
     assert "note: 12 rows have no label and are left out" in capsys.readouterr().out

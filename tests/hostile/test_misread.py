@@ -429,7 +429,7 @@ COLUMNS = {
     ),
     "color": (
         cycle("red", "blue", "NULL"),
-        "has 26 cells such as 'NULL' in train.csv, row 3, and reads them as a category",
+        "has 26 cells such as 'NULL' in train.csv, row 3, read as a category instead of as missing",
     ),
 }
 """Features that are misread, with the message, and what is read as it is meant."""

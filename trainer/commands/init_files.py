@@ -22,7 +22,7 @@ from trainer.commands.init_tables import look_at_table
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.imagefolder import SPLIT_OF_NAME, ImageFolder
 from trainer.data.language import count_tokens, guess_language
-from trainer.data.profile import MAX_ROWS, first_lines, profile_table
+from trainer.data.profile import MAX_ROWS, first_lines, list_counts, profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.display import counted
 from trainer.errors import DataError, format_error
@@ -32,7 +32,6 @@ TEXT_SUFFIXES = (".txt", ".text", ".md", ".log", ".conll", ".conllu", ".bio", ".
 
 _LEAST_DOCUMENTS = 20
 _MAX_IMAGES = 200
-_MAX_LISTED = 8
 _TAG_STARTS = ("B-", "I-", "S-", "E-", "L-", "U-")
 
 
@@ -109,13 +108,8 @@ def _look_at_sentences(path: Path, lines: Sequence[str], words: Sequence[str], *
         *length_settings(sentences),
     ]
     summary = f"Tag each word of a sentence with one of {len(tags)} tags"
-    described = [f"{path}: {sentences:,} sentences, {len(cells):,} words", f"  tags  {_listed(tags)}"]
+    described = [f"{path}: {sentences:,} sentences, {len(cells):,} words", f"  tags  {list_counts(tags)}"]
     return Look(described, Proposal(summary, "token_classification", "conll", settings), sentences, "sentences")
-
-
-def _listed(counts: Counter[str]) -> str:
-    more = f", and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
-    return ", ".join(f"{value} {count:,}" for value, count in counts.most_common(_MAX_LISTED)) + more
 
 
 def look_at_folder(path: Path, target: str | None, text: str | None) -> Look | Path:
@@ -189,6 +183,9 @@ def _look_at_images(path: Path) -> Look:
     if len(sizes) > 1:
         shorter = f"{sides[0]} to {sides[-1]}" if sides[0] < sides[-1] else f"{side}"
         described = f"of {counted(len(sizes), 'size')}, the shorter side {shorter} pixels"
-    lines = [f"{path}: {num_images:,} images in {len(counts)} classes, {described}", f"  classes  {_listed(counts)}"]
+    lines = [
+        f"{path}: {num_images:,} images in {len(counts)} classes, {described}",
+        f"  classes  {list_counts(counts)}",
+    ]
     summary = f"Predict the class of an image, one of {len(counts)}"
     return Look(lines, Proposal(summary, "image_classification", "imagefolder", settings), num_images, "images")

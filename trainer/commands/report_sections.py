@@ -16,6 +16,7 @@ from trainer.display import counted, masked_config
 from trainer.documents import flatten, read_export_manifest
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
+from trainer.report.console import format_number
 from trainer.report.metric_names import monitored_first, words
 from trainer.report.page import Figure, Section, Table
 from trainer.shapes import to_json
@@ -211,7 +212,7 @@ def with_interval(scores: Document, metric: str) -> object:
     value, interval = scores.get(metric), interval_of(scores, metric)
     if interval is None or not isinstance(value, int | float):
         return value
-    return f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+    return f"{format_number(value)} ({' to '.join(map(format_number, interval))})"
 
 
 def _without_run(runs: Sequence[NamedRun], table: Table) -> Table:
@@ -297,8 +298,9 @@ def environment_section(runs: Sequence[NamedRun]) -> Section:
                 software = versions.items() if isinstance(versions, Mapping) else ()
                 listed = ", ".join(f"{name} {version}" for name, version in software)
                 config = run.record.config
-                device = f"{config.get('devices')} x {config.get('device')}"
-                values = [event.get("processor"), event.get("threads"), device, config.get("precision"), listed]
+                devices, device = str(config.get("devices")), config.get("device")
+                devices += "" if device == "auto" else f" x {device}"
+                values = [event.get("processor"), event.get("threads"), devices, config.get("precision"), listed]
                 rows.append([run.name, f"{event['event']} at step {event['step']}", *values])
     columns = ["run", "process", "processor", "threads", "devices", "precision", "versions"]
     return Section("Environment", tables=[_without_run(runs, Table("Processes", columns, rows))])
@@ -312,7 +314,7 @@ def config_section(runs: Sequence[NamedRun]) -> Section:
     values, defaults = dict(flatten(config)), default_values(config)
     changed, keys = [], [key for key, value in values.items() if _is_changed(key, value, defaults)]
     for key in keys:
-        default = _show(defaults[key]) if key in defaults else "(none)"
+        default = _show(defaults[key]) if defaults.get(key, "???") != "???" else "(none)"
         if key.endswith("._target_"):
             group = key.removesuffix("._target_")
             changed.append([group, part_name(str(values[key])), part_name(default)])

@@ -160,9 +160,8 @@ class FeatureColumn:
             return ColumnWarning(problem, row)
         if self._first_missing and not is_code("NA", map(str, self._compared)):
             text, row = self._first_missing
-            problem = (
-                f"has {counted(self._num_missing, 'cell')} such as {text!r} in {{place}}, and reads them as a category"
-            )
+            cells = counted(self._num_missing, "cell")
+            problem = f"has {cells} such as {text!r} in {{place}}, read as a category instead of as missing"
             return ColumnWarning(f"{problem}. Empty these cells, or rename the category if it is a real one", row)
         return None
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 from unicodedata import east_asian_width
@@ -122,9 +122,7 @@ class ColumnProfile:
             language = f", {self.language}" if self.language else ""
             return f"about {self.mean_length:.0f} tokens, 95% below {self.long_length + 1}{language}"
         if self.kind in ("class", "list", "spans") or self.can_be_class:
-            listed = [f"{value} {count:,}" for value, count in islice(self.counts.most_common(), _MAX_LISTED)]
-            more = f", and {len(self.counts) - _MAX_LISTED} more" if len(self.counts) > _MAX_LISTED else ""
-            return ", ".join(listed) + more
+            return list_counts(self.counts)
         if self.kind == "number":
             numbers = [float(value) for value in self.counts]
             return f"from {min(numbers):g} to {max(numbers):g}, {len(numbers):,} different"
@@ -177,6 +175,15 @@ class TableProfile:
 def _width(text: str) -> int:
     """Return the columns that a text takes on a terminal, where Chinese characters take two."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def list_counts(counts: Counter[str]) -> str:
+    """Return the most frequent values with their counts: `tool 12, fruit 3`; white space at an end shows by quotes."""
+    shown = [
+        (value if value == value.strip() else repr(value), count) for value, count in counts.most_common(_MAX_LISTED)
+    ]
+    more = f", and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
+    return ", ".join(f"{value} {count:,}" for value, count in shown) + more
 
 
 def profile_table(path: Path) -> TableProfile:
