@@ -26,7 +26,7 @@ Files of earlier versions lack the last column, or the last two.
 
 The metadata of the file has the key `trainer.inputs`, too: a JSON object with what the model read in the 20 worst rows,
 by the number of the row: `{"text": ...}`, shortened, `{"image": ...}`, a small PNG in base64, or `{"columns": ...}`,
-a line `name: value` for each column.
+a line `name: value` for each column. For spans also the words of missed and wrong spans by their tokens `first:last`.
 
 The schema's metadata has one key, `trainer.predictions`, with a JSON object: `format` (1), `kind` (`class`, `labels`,
 `tags`, `spans`, `values`, `similarity` or `tokens`), `classes` (names, or null), and `split`, `step`, `weights`,

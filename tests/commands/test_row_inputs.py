@@ -13,9 +13,12 @@ from PIL import Image
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.commands.row_inputs import describe_input, worst_inputs_kept
-from trainer.predictions import predictions_schema, predictions_writer, read_inputs
+from trainer.mapped_files import MappedRows
+from trainer.predictions import predictions_schema, predictions_writer, read_about, read_inputs
 from trainer.protocols import TaskInfo
+from trainer.report.answers import answer_section
 from trainer.task.image_classification import ImageClassification
+from trainer.task.span_classification import SpanClassification
 from trainer.task.tabular_regression import TabularRegression
 
 
@@ -32,6 +35,38 @@ def test_texts_are_what_the_model_read(task: str, separator: str | None, tmp_pat
     assert all("[" not in values["text"] and "##" not in values["text"] for values in kept.values())
     if separator == " | ":
         assert all(len(values["text"].split(separator)) == 2 for values in kept.values())
+
+
+def test_missed_and_wrong_spans_are_shown_as_words(tmp_path: Path) -> None:
+    task = SpanClassification(max_length=12, vocab_size=150, tokenizer=None, lowercase=False, span_end="exclusive")
+    texts = ["the bank of China", "Anna <b>met</b> Ben"]
+    labels = [[{"start": 4, "end": 17, "label": "ORG"}], [{"start": 0, "end": 4, "label": "PER"}]]
+    raw = {"text": texts, "spans": labels}
+    task.fit(Dataset.from_dict(raw))
+    encoded = Dataset.from_dict({name: list(values) for name, values in task.encode(raw).items()})
+    (bank, anna) = (list(map(int, row[:2])) for row in encoded["spans"])
+    name, met = (f"{bank[0]}:{bank[1]}", f"{anna[1] + 2}:{anna[1] + 2}")
+    rows = [
+        {"row": 0, "target": [f"{name}:ORG"], "prediction": [], "num_right": 0, "loss": 1.0},
+        {"row": 1, "target": ["1:1:PER"], "prediction": ["1:1:PER", f"{met}:PER"], "num_right": 1, "loss": 2.0},
+    ]
+    schema = predictions_schema("spans", several_values=False, about={"classes": ["ORG", "PER"], "split": "test"})
+    file = tmp_path / "test.predictions.parquet"
+    columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
+    with (
+        predictions_writer(file, schema) as writer,
+        worst_inputs_kept(writer, "spans", MappedRows(encoded.data), task) as write,
+    ):
+        write(pa.table(columns, schema=schema))
+
+    kept = read_inputs(file)
+    assert {key: value for key, value in kept[0].items() if key != "text"} == {name: "bank of China"}
+    assert [key for key in kept[1] if key != "text"] == [met]
+    worst = answer_section(file, read_about(file)).tables[-1]
+    assert [row[worst.columns.index("answer")] for row in worst.rows] == [
+        f"1 right; wrong {kept[1][met]} (PER)",
+        "0 right; missed bank of China (ORG)",
+    ]
 
 
 @pytest.mark.parametrize("is_fold", [False, True])

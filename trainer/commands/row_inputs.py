@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from trainer.display import shorten
-from trainer.predictions import PredictionsWriter
+from trainer.predictions import PredictionsWriter, split_span
 from trainer.report.statistics import NUM_WORST, WorstRows
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ _COLUMNS: Final = 40
 
 _CELL: Final = 60
 """Characters of a name or of a value of a column that are kept."""
+
+_SPANS: Final = 40
+"""Missed and wrong spans of a text whose words are kept."""
 
 _NUM_OF_FOLDS: Final = 100
 """Rows of a fold whose inputs are kept, for the rows with likely errors of a sweep over folds."""
@@ -69,9 +72,12 @@ def worst_inputs_kept(
 
     yield write
     inputs: dict[int, dict[str, str]] = {}
-    for position in dict.fromkeys([*(int(row["row"]) for row in worst.rows()), *(row for _, row in doubtful)]):
-        columns = rows[position : position + 1]
-        inputs[position] = describe_input(task, {name: values[0] for name, values in columns.items()})
+    answers = {int(row["row"]): row for row in worst.rows()}
+    for position in dict.fromkeys([*answers, *(row for _, row in doubtful)]):
+        row = {name: values[0] for name, values in rows[position : position + 1].items()}
+        inputs[position] = describe_input(task, row)
+        if kind == "spans":
+            inputs[position] |= describe_spans(task, row, answers[position])
     writer.keep_inputs(inputs)
 
 
@@ -107,6 +113,17 @@ def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:
         lines = [f"{_one_line(name)}: {_one_line(value)}" for name, value in cells[:_COLUMNS]]
         return {"columns": "\n".join([*lines, *[f"more columns: {len(cells) - _COLUMNS}"] * (len(cells) > _COLUMNS)])}
     return {}
+
+
+def describe_spans(task: Task, row: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words of the spans of an encoded row that are missed or wrong, by `first:last`, their tokens."""
+    texts: Any = getattr(task, "texts", None)
+    if texts is None or "input_ids" not in row:
+        return {}
+    target, prediction = ({*(answer[name] or ())} for name in ("target", "prediction"))
+    places = sorted({split_span(span)[:2] for span in target ^ prediction})[:_SPANS]
+    decode, ids = texts.tokenizer.decode, list(row["input_ids"])
+    return {f"{first}:{last}": _one_line(decode(ids[first : last + 1])) for first, last in places}
 
 
 def _one_line(text: str) -> str:

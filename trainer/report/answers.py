@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from trainer.display import counted, displayable, shorten, shorten_middle
 from trainer.layout import Document
-from trainer.predictions import read_inputs
+from trainer.predictions import read_inputs, split_span
 from trainer.report.charts import draw_bars, draw_matrix, draw_points
 from trainer.report.page import Figure, Section, Table
 from trainer.report.statistics import (
@@ -282,7 +282,7 @@ def _worst_table(file: Path, kind: str) -> Table:
     rows = []
     for row in worst:
         place = ":".join(str(part) for part in (row["file"], row["line"]) if part is not None)
-        target, answer = _describe(kind, row)
+        target, answer = _describe(kind, row, inputs.get(row["row"], {}))
         rows.append(
             [row["row"], place, show_input(inputs.get(row["row"], {})), target, answer, row["confidence"], row["loss"]]
         )
@@ -291,8 +291,8 @@ def _worst_table(file: Path, kind: str) -> Table:
     return Table("Worst rows", [columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
 
 
-def _describe(kind: str, row: Document) -> tuple[object, object]:
-    """Return target and answer of a row for a table."""
+def _describe(kind: str, row: Document, inputs: Mapping[str, str]) -> tuple[object, object]:
+    """Return target and answer of a row for a table, given what the model read."""
     target, answer = row["target"], row["prediction"]
     if kind == "tags":
         wrong = Counter(
@@ -305,12 +305,23 @@ def _describe(kind: str, row: Document) -> tuple[object, object]:
             [each for each in one or () if each not in (other or ())]
             for one, other in ((target, answer), (answer, target))
         )
-        return counted(
-            len(target or ()), "span"
-        ), f"{row['num_right']} right; missed {_show(missed)}; wrong {_show(wrong)}"
+        parts = [f"{row['num_right']} right"]
+        parts += [
+            f"{verb} {shorten(', '.join(_span_words(span, inputs) for span in spans), _TEXT)}"
+            for verb, spans in (("missed", missed), ("wrong", wrong))
+            if spans
+        ]
+        return counted(len(target or ()), "span"), "; ".join(parts)
     if kind == "tokens":
         return counted(row["num_targets"], "token"), f"{row['num_right']} right"
     return _show(target), _show(answer)
+
+
+def _span_words(span: str, inputs: Mapping[str, str]) -> str:
+    """Return the words and the label of a span, or its tokens and its label if the words are not stored."""
+    first, last, label = split_span(span)
+    words = inputs.get(f"{first}:{last}")
+    return span if words is None else f"{words} ({label})"
 
 
 def show_input(values: Mapping[str, str]) -> object:
