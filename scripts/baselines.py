@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines_tokens import causal_lm, masked_lm, token_classification
+from baselines_tokens import causal_lm, masked_lm, span_classification, token_classification
 from torch import Tensor
 
 from trainer.builders.data import build_encoded, build_task
@@ -293,6 +293,7 @@ BASELINES: dict[str, Callable[[Problem], Scores]] = {
     "stdlib_sizes": regression,
     "stdlib_similar": sentence_embedding,
     "stdlib_tags": token_classification,
+    "stdlib_spans": span_classification,
     "mlm": masked_lm,
     "stdlib_causal_lm": causal_lm,
     "digits": image_classification,

@@ -1,4 +1,4 @@
-"""Baselines with an output per token: taggers and count-based language models. Run `scripts/baselines.py`."""
+"""Baselines with an output per token or span: taggers and count-based language models. Run `scripts/baselines.py`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,66 @@ def word_windows(words: Sequence[str]) -> list[list[str]]:
         pairs = [f"-1,0={padded[position + 1]} {word}".lower(), f"0,1={word} {padded[position + 3]}".lower()]
         features.append([*window, *pairs, f"word={word}", f"shape={shape}", f"end={word[-3:]}"])
     return features
+
+
+MAX_SPAN = 30
+"""Tokens of the longest span that is looked up."""
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6)
+"""Shares of the occurrences of a string of tokens to choose from on the validation split."""
+
+
+def span_classification(problem: Problem) -> Scores:
+    """Score the usual labels of each string of tokens, and next to them calls by the rule that has made them."""
+    from trainer.data.stdlib_spans import find_calls
+
+    labels = problem.task.info().class_names or []
+    spans = [np.asarray(row).reshape(-1, 3).tolist() for row in problem.train.encoded["spans"]]
+    ids = [list(row) for row in problem.train.encoded["input_ids"]]
+    labeled = Counter(
+        (tuple(row[first : last + 1]), index)
+        for row, own in zip(ids, spans, strict=True)
+        for first, last, index in own
+        if last - first < MAX_SPAN
+    )
+    known = {string for string, _ in labeled}
+    occurring = Counter(string for row in ids for _, _, string in strings(row) if string in known)
+
+    def usual(share: float, *, with_rule: bool) -> Callable[[Split], torch.Tensor]:
+        chosen: dict[tuple[int, ...], list[int]] = {}
+        for (string, index), count in labeled.items():
+            if count > share * occurring[string] and not (with_rule and labels[index] == "call"):
+                chosen.setdefault(string, []).append(index)
+
+        def predict(split: Split) -> torch.Tensor:
+            size, width, _ = split.target.shape
+            output = torch.zeros(size, len(labels), width, width)
+            columns, texts = (split.encoded[name] for name in ("input_ids", "starts", "ends")), split.raw["text"]
+            for row, (tokens, starts, ends) in enumerate(zip(*columns, strict=True)):
+                for first, last, string in strings(list(tokens)):
+                    if string in chosen:
+                        output[row, chosen[string], first, last] = 1
+                if not with_rule:
+                    continue
+                beginnings, ends_at = ({place: token for token, place in enumerate(each)} for each in (starts, ends))
+                for start, end in find_calls(texts[row]):
+                    if start in beginnings and end in ends_at:
+                        output[row, labels.index("call"), beginnings[start], ends_at[end]] = 1
+            return output
+
+        return predict
+
+    names = {"usual labels of a string": False, "calls by their rule, usual labels of other strings": True}
+    return {
+        name: problem.best([usual(share, with_rule=with_rule) for share in SHARES], "entity_f1")
+        for name, with_rule in names.items()
+    }
+
+
+def strings(tokens: Sequence[int]) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Yield the first and the last place of each string of tokens, and the string."""
+    for first in range(len(tokens)):
+        for last in range(first, min(len(tokens), first + MAX_SPAN)):
+            yield first, last, tuple(tokens[first : last + 1])
 
 
 Contexts = tuple[list[np.ndarray], np.ndarray]

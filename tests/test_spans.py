@@ -123,6 +123,14 @@ def test_a_run_finds_spans_in_each_other(folder: Path) -> None:
     assert scores["intervals"]["entity_f1"][0] < scores["entity_f1"]
 
 
+@pytest.mark.parametrize("data", [["data=files", "data.train=train.jsonl"], ["data=hub", "data.path=name"]])
+def test_spans_of_several_columns_are_refused(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    key = "data.text" if data[0] == "data=files" else "data.columns.text"
+    assert main(["plan", "task=span_classification", *data, f"{key}=[title,body]"]) == 2
+    problem = "must be one column, because the places of spans are characters of one text, got ['title', 'body']"
+    assert f"{key}: {problem}. Set {key}=title." in capsys.readouterr().err.splitlines()
+
+
 @pytest.mark.slow
 def test_answers_are_the_same_from_the_model_the_graph_and_the_script(folder: Path) -> None:
     texts = [

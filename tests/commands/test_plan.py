@@ -142,7 +142,7 @@ def test_tables_of_several_devices(
         capsys.readouterr()
         (warning,) = caplog.messages
         assert warning.startswith("memory: a step needs ")
-        assert warning.endswith(f". {remedy}, or raise train.accumulate")
+        assert warning.endswith(f". {remedy}, raise train.accumulate, or lower task.max_length")
 
 
 def test_job_that_cannot_fit_is_refused(

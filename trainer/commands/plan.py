@@ -59,7 +59,7 @@ def run(job: PlanJob, config: Document) -> None:
     text = config_text({key: config[key] for key in keys(TrainJob)})
     document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _list_files(job)}
     _warn_of_device(job.device)
-    _warn_of_memory(document)
+    _warn_of_memory(document, has_max_length="max_length" in job.task)
     if job.json:
         print(displayable(to_json(document, indent=1, ensure_ascii=False)))
         return
@@ -80,19 +80,23 @@ def _warn_of_device(name: str) -> None:
         logger.warning("%s. The plan assumes that the machine of the run has it.", error.messages[0].removesuffix("."))
 
 
-def _warn_of_memory(document: Document) -> None:
+def _warn_of_memory(document: Document, *, has_max_length: bool) -> None:
     needed, available = document["memory"]["total"], document["memory_available"]
     if needed is None or available is None or needed <= available:
         return
     from trainer.builders.memory import smaller_share
 
-    remedy = smaller_share(document["devices"]["count"], document["devices"]["shards"])
+    remedies = [
+        smaller_share(document["devices"]["count"], document["devices"]["shards"]),
+        "raise train.accumulate" if document["steps"]["token_budget"] is None else "lower loader.tokens",
+        *["lower task.max_length"] * has_max_length,
+    ]
     logger.warning(
         "memory: a step needs %s on each device, which has %s. %s, or %s",
         format_bytes(needed),
         format_bytes(available),
-        remedy,
-        "raise train.accumulate" if document["steps"]["token_budget"] is None else "lower loader.tokens",
+        ", ".join(remedies[:-1]),
+        remedies[-1],
     )
 
 

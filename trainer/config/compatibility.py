@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer.annotations import literals
@@ -52,6 +52,7 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from _validate_monitor(config)
     yield from _validate_causality(config, groups)
     yield from _validate_views(config)
+    yield from _validate_span_text(config)
     yield from _validate_pruning(config)
     yield from _validate_sampler(config)
     yield from _validate_perturbation(config, groups)
@@ -141,6 +142,16 @@ def _validate_causality(config: Mapping[str, Any], groups: Groups) -> Iterator[s
     problem = "sees the tokens that it must predict" if needed else "does not see the tokens after a masked token"
     remedy = "Use model=decoder" if needed else "Use model=text_encoder"
     yield format_error("model", problem, remedy, value=_name(config, "model", groups))
+
+
+def _validate_span_text(config: Mapping[str, Any]) -> Iterator[str]:
+    """Spans count the characters of one text: in several columns that are joined, their places would mean nothing."""
+    if _attribute(config, "task", "target") != "spans":
+        return
+    for key in ("data.text", "data.columns.text"):
+        if isinstance(columns := value_at(config, key), Sequence) and not isinstance(columns, str) and len(columns) > 1:
+            problem = "must be one column, because the places of spans are characters of one text"
+            yield format_error(key, problem, f"Set {key}={columns[0]}", value=list(columns))
 
 
 def _validate_views(config: Mapping[str, Any]) -> Iterator[str]:
