@@ -32,6 +32,7 @@ BASELINES = {
     "stdlib_sizes": Baseline("TF-IDF + ridge regression", "r2", 0.3242),
     "stdlib_similar": Baseline("cosine of word counts", "mrr", 0.2948),
     "stdlib_tags": Baseline("most frequent tag of a word", "entity_f1", 0.4402),
+    "stdlib_spans": Baseline("usual labels of a string", "entity_f1", 0.4881),
     "mlm": Baseline("unigram", "perplexity", 432.56),
     "stdlib_causal_lm": Baseline("interpolated bigram", "perplexity", 82.11),
     "digits": Baseline("logistic regression", "accuracy", 0.9620),
