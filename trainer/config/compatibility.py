@@ -146,7 +146,7 @@ def _validate_causality(config: Mapping[str, Any], groups: Groups) -> Iterator[s
 
 def _validate_span_text(config: Mapping[str, Any]) -> Iterator[str]:
     """Spans count the characters of one text: in several columns that are joined, their places would mean nothing."""
-    if _attribute(config, "task", "target") != "spans":
+    if part_attribute(config, "task", "target") != "spans":
         return
     for key in ("data.text", "data.columns.text"):
         if isinstance(columns := value_at(config, key), Sequence) and not isinstance(columns, str) and len(columns) > 1:
