@@ -301,16 +301,10 @@ def _describe(kind: str, row: Document, inputs: Mapping[str, str]) -> tuple[obje
         listed = ", ".join(f"{tag} → {guess}{f' ({count})' if count > 1 else ''}" for (tag, guess), count in wrong)
         return counted(len(target or ()), "word"), f"{row['num_right']} right; {listed}" if listed else "all right"
     if kind == "spans":
-        missed, wrong = (
-            [each for each in one or () if each not in (other or ())]
-            for one, other in ((target, answer), (answer, target))
-        )
         parts = [f"{row['num_right']} right"]
-        parts += [
-            f"{verb} {shorten(', '.join(_span_words(span, inputs) for span in spans), _TEXT)}"
-            for verb, spans in (("missed", missed), ("wrong", wrong))
-            if spans
-        ]
+        for verb, spans, others in (("missed", target, answer), ("wrong", answer, target)):
+            words = [_span_words(span, inputs) for span in spans or () if span not in (others or ())]
+            parts += [f"{verb} {shorten(', '.join(words), _TEXT)}"] * bool(words)
         return counted(len(target or ()), "span"), "; ".join(parts)
     if kind == "tokens":
         return counted(row["num_targets"], "token"), f"{row['num_right']} right"
