@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, MultipleOf
 
@@ -337,6 +337,13 @@ def _length_problem(least: float, most: float | None, value: object) -> str:
     return f"must have {least} {unit}" if least == most else f"must have {least} to {most} {unit}"
 
 
+class _Limit(NamedTuple):
+    """A limit of a number on one side."""
+
+    bound: float
+    is_excluded: bool
+
+
 def _number_problem(value: float | Fraction, metadata: Sequence[object], *, is_real: bool) -> str | None:
     """Return the problem of a number; of several limits on the same side, the strictest one counts.
 
@@ -344,34 +351,40 @@ def _number_problem(value: float | Fraction, metadata: Sequence[object], *, is_r
     """
     if not any(isinstance(item, _RANGES) for item in metadata):
         return None
-    # A limit comes with 0 or 1, so that of two equal limits the one that excludes its value is the strictest.
-    lower = max(
-        [(x, 0) for x in numbers_of(metadata, "ge")] + [(x, 1) for x in numbers_of(metadata, "gt")], default=None
-    )
-    upper = min(
-        [(x, 1) for x in numbers_of(metadata, "le")] + [(x, 0) for x in numbers_of(metadata, "lt")], default=None
-    )
+    lower = max(_limits(metadata, "ge", "gt"), default=None)
+    upper = min(_limits(metadata, "le", "lt"), key=lambda each: (each.bound, not each.is_excluded), default=None)
     steps = [step for step in numbers_of(metadata, "multiple_of") if step]
-    infinite = isinstance(value, float) and not math.isfinite(value)
-    must_be_finite = infinite and not any(isinstance(item, AllowInfinity) for item in metadata)
-    too_large = is_real and not infinite and not -_LARGEST <= value <= _LARGEST
-    good = not must_be_finite and not too_large and value == value
-    good = good and (lower is None or (value > lower[0] if lower[1] else value >= lower[0]))
-    good = good and (upper is None or (value <= upper[0] if upper[1] else value < upper[0]))
-    if good and all(not infinite and _is_multiple(value, step) for step in steps):
+    is_infinite = isinstance(value, float) and not math.isfinite(value)
+    must_be_finite = is_infinite and not any(isinstance(item, AllowInfinity) for item in metadata)
+    is_too_large = is_real and not is_infinite and not -_LARGEST <= value <= _LARGEST
+    is_above = lower is None or value > lower.bound or (value == lower.bound and not lower.is_excluded)
+    is_below = upper is None or value < upper.bound or (value == upper.bound and not upper.is_excluded)
+    is_multiple = all(not is_infinite and _is_multiple(value, step) for step in steps)
+    if value == value and is_above and is_below and is_multiple and not must_be_finite and not is_too_large:
         return None
     words = ["a whole number" if step == 1 else f"a multiple of {step}" for step in steps]
-    if lower and upper and (lower[1], upper[1]) == (0, 1):
-        limits = [f"between {_shown(lower[0])} and {_shown(upper[0])}"]
-    else:
-        limits = [f"{'greater than' if lower[1] else 'at least'} {_shown(lower[0])}"] if lower else []
-        limits += [f"{'at most' if upper[1] else 'less than'} {_shown(upper[0])}"] if upper else []
-        limits += ["at least -3.4e38"] if too_large and lower is None else []
-        limits += ["at most 3.4e38"] if too_large and upper is None else []
-    required = ", ".join(filter(None, [*words, " and ".join(limits)])) or "a number"
+    limits = _describe_limits(lower, upper, is_too_large=is_too_large)
+    required = ", ".join(filter(None, [*words, limits])) or "a number"
     if must_be_finite and (lower is None or upper is None):
         required = f"finite and {required}".removesuffix(" and a number")
     return f"must be {required}"
+
+
+def _limits(metadata: Sequence[object], including: str, excluding: str) -> list[_Limit]:
+    names = ((including, False), (excluding, True))
+    return [_Limit(bound, is_excluded) for name, is_excluded in names for bound in numbers_of(metadata, name)]
+
+
+def _describe_limits(lower: _Limit | None, upper: _Limit | None, *, is_too_large: bool) -> str:
+    """Return limits in words that follow "must be"; those of float32 too if a number is beyond them."""
+    if lower and upper and not lower.is_excluded and not upper.is_excluded:
+        return f"between {_shown(lower.bound)} and {_shown(upper.bound)}"
+    low, high = ("at least -3.4e38", "at most 3.4e38") if is_too_large else ("", "")
+    if lower:
+        low = f"{'greater than' if lower.is_excluded else 'at least'} {_shown(lower.bound)}"
+    if upper:
+        high = f"{'less than' if upper.is_excluded else 'at most'} {_shown(upper.bound)}"
+    return " and ".join(filter(None, (low, high)))
 
 
 def _is_multiple(value: float | Fraction, step: float) -> bool:
