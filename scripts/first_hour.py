@@ -43,7 +43,7 @@ def write_data(path: Path, num_rows: int = 1_200) -> None:
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the command lines of the `sh` blocks of a page, except for those of the clone."""
+    """Return the command lines of the `sh` blocks of a page, except for the clone."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines() if not line.startswith("make ")]
 

@@ -54,7 +54,7 @@ def key_table(prefix: str, values: Mapping[str, Any], owner: type) -> Iterator[s
 
 
 def verb_page(verb: str) -> str:
-    """Return the page of a verb: its own keys and those of its sections."""
+    """Return the page of a verb: its own keys and the keys of its sections."""
     job = jobs.JOBS[verb]
     sections, groups = schema.sections(job), schema.groups(job)
     own = {name: value for name, value in schema.defaults(job).items() if name not in {*sections, *groups}}

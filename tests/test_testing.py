@@ -241,7 +241,7 @@ def test_other_broken_parts_are_found() -> None:
     unused.more = nn.Linear(1, 1)
     with pytest.raises(AssertionError, match=r"without a gradient: more\.weight"):
         testing.check_model(unused, INPUTS["features"]())
-    with pytest.raises(AssertionError, match="ends_with_head: the outputs are not those of the layer head"):
+    with pytest.raises(AssertionError, match="ends_with_head: the layer head does not make the outputs"):
         testing.check_model(Doubled(nn.Linear(5, 2)), INPUTS["features"]())
     with pytest.raises(AssertionError, match="at least 0, got -"):
         testing.check_schedule(lambda step: 1 - step / 10, 20)

@@ -113,7 +113,7 @@ def backward_through_statistic(
     Source: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup",
     https://arxiv.org/abs/2101.06983. The outputs of all micro-batches are computed without a graph; the loss gives
     their gradients; then each micro-batch is computed again, with the same random numbers, and the gradient of its
-    output goes back through it. The memory is that of one micro-batch, for a second forward pass.
+    output goes back through it. It takes the memory of one micro-batch, for a second forward pass.
     """
     batches = [batch.to(run.device) for batch in micro_batches]
     buffers = [(buffer, buffer.clone()) for buffer in run.model.buffers()]

@@ -66,7 +66,7 @@ class IsTime:
 _MAX_NAME: Final = 255
 """Bytes that a file system allows in the name of a file or folder."""
 _MAX_PATH: Final = 3072
-"""Bytes of a path: Linux allows 4,096, of which the working folder and the files inside a folder take a part."""
+"""Bytes of a path: Linux allows 4,096, and the working folder and the files inside a folder take some of them."""
 
 _LARGEST: Final[float] = 3.4028234663852886e38
 """The largest number of float32."""

@@ -126,7 +126,7 @@ class Calibration:
     """A temperature with its result on the rows that it was found on.
 
     Attributes:
-        temperature: The temperature, or that of each label; None if none is best.
+        temperature: The temperature, or one for each label; None if none is best.
         unfit: Labels for which no temperature is best, so that it is 1; `all classes` for the only temperature.
         nll_before: Mean negative log-likelihood at a temperature of 1.
         nll: The same at this temperature.

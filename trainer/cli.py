@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line (without the program's name) and return its exit code.
 
     Args:
-        argv: The command line; None is that of this process, which then is expected to end.
+        argv: The command line; None takes this process's own, which then is expected to end.
     """
     # Libraries start Python for their workers, which would import from the working directory first.
     os.environ["PYTHONSAFEPATH"] = "1"

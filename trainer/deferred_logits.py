@@ -1,6 +1,6 @@
 """Logits that are not computed until the loss needs them, in chunks of rows: a language model's are its largest tensor.
 
-For N targets and a vocabulary of V tokens, logits (N, V) and their gradient are never stored, only those of a chunk.
+For N targets and a vocabulary of V tokens, logits (N, V) and their gradient are never stored, only a chunk of them.
 """
 
 from __future__ import annotations

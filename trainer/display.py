@@ -41,7 +41,7 @@ _PLURAL_VERBS: Final = {"has": "have", "is": "are", "was": "were", "does": "do"}
 def escape_controls(text: str, *, keep_lines: bool = True) -> str:
     r"""Return a text without characters that a terminal obeys instead of showing them; `\u001b` takes the place of one.
 
-    The escapes are those of JSON, so a JSON document keeps its meaning.
+    The escapes are JSON's own, so a JSON document keeps its meaning.
 
     Args:
         text: The text.

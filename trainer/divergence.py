@@ -76,7 +76,7 @@ def diverged_step_error(run: Run, step: int, loss: float, grad_norm: float, own_
         step: The step.
         loss: The loss of the step.
         grad_norm: The 2-norm of the gradient before clipping.
-        own_batches: The micro-batches of this process; the diagnosis shows those of all.
+        own_batches: The micro-batches of this process; the diagnosis shows the ones of all processes.
     """
     all_batches = [batch for batches in run.ranks.gather(own_batches) for batch in batches if batch.num_samples]
     micro_batches = sorted(all_batches, key=lambda batch: batch.piece)

@@ -32,7 +32,7 @@ TENSOR: Final = {"dtype": str, "shape": [int], "data_offsets": [int, int]}
 """The shape of a tensor's entry in the header of a safetensors file."""
 
 ROWS: Final = {str: [int, [int]]}
-"""The shape of the metadata of tensors of which a file contains only some rows: first row, complete shape."""
+"""The shape of the metadata of a file with only some rows of its tensors: first row, complete shape."""
 
 _STATE_SHAPE: Final = {
     "score": _MAYBE_SCORE,

@@ -118,7 +118,7 @@ _FATAL: Final[tuple[tuple[str, type[TrainerError], str], ...]] = (
         _LIBRARY_TOO_LARGE,
         ConfigError,
         "out of memory: the libraries of the program do not fit. Free some memory, or raise the limit of the process "
-        "(ulimit -v, or that of the container or job).",
+        "(ulimit -v, or the limit of the container or job).",
     ),
     (
         r"(\S+) does not have a deterministic implementation",

@@ -41,7 +41,7 @@ def evaluate(
     Args:
         model: Called with each batch's inputs, in evaluation mode.
         loss: A sum over targets; if it has a head of its own, metrics see the scores of that head.
-        batches: The batches of the split; if several processes share them, those of this process, in order of rank.
+        batches: The batches of the split; if several processes share them, this process's share, in order of rank.
         metrics: New metrics.
         precision: Autocast as in training.
         device: The device of the model.
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _split_deferred(output: Tensor | DeferredLogits, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield an output and its batch; of deferred logits, those of some rows with their targets at a time."""
+    """Yield an output and its batch; of deferred logits, some rows with their targets at a time."""
     if not isinstance(output, DeferredLogits):
         yield output, batch
         return

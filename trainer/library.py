@@ -180,7 +180,7 @@ class Run:
         """Write and prove artifacts as `trainer export` does; return the file or folder of each format.
 
         Args:
-            formats: The formats, such as `"onnx"`; none for those of the default config.
+            formats: The formats, such as `"onnx"`; none for the default config's.
             overrides: Overrides of `trainer export`: `["checkpoint=last"]`.
 
         Raises:

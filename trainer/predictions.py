@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 Kind = Literal["class", "labels", "tags", "spans", "values", "similarity", "tokens"]
 
 MAX_CLASSES: Final = 1_000
-"""Probabilities of more classes are not stored, only those of the `TOP` most likely ones."""
+"""Probabilities of more classes are not stored, only the probabilities of the `TOP` most likely ones."""
 
 TOP: Final = 10
 
@@ -205,7 +205,7 @@ def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
     complete = [[*predictions_schema(about["kind"], several_values=each, about={})] for each in (False, True)]
     known = [fields[: len(fields) - missing] for fields in complete for missing in range(_ADDED_COLUMNS + 1)]
     if not any(schema.equals(pa.schema(fields)) for fields in known):
-        raise ValueError("the columns are not those of predictions")
+        raise ValueError("the columns are not columns of predictions")
 
 
 def _check_classes(table: pyarrow.Table, about: Document) -> None:

@@ -128,7 +128,7 @@ Target = Literal["class", "shares", "multi_hot", "values", "views", "similarity"
   anchor first, then the positive, then hard negatives;
 * `similarity`: -1 or 1, float32 (B,), output (2 * B, D): the two vectors of each sample, sample by sample;
 * `spans`: int64 (B, T, M), the spans of tokens in each sample as `trainer.spans` describes, output (B, T, D), a vector
-  for each token, of which the loss makes scores (B, C, T, T).
+  for each token, from which the loss makes scores (B, C, T, T).
 """
 
 
@@ -534,7 +534,7 @@ class HasDecisionRule(Protocol):
 
     def decide(self, output: Tensor) -> Tensor:
         """Return the decisions for calibrated logits (B, C): True for each label that is predicted, or, of classes,
-        scores of which the largest is the answer.
+        scores whose largest is the answer.
         """
         ...
 
@@ -768,7 +768,7 @@ class ComparesOutputs(Protocol):
 
 @runtime_checkable
 class EndsWithHead(Protocol):
-    """A model whose outputs are those of its linear layer `head`, which it calls once in each forward pass.
+    """A model whose linear layer `head` makes its outputs; it calls the layer once in each forward pass.
 
     `ends_with_head` is a class attribute with a literal value: the `Inputs` for which this is so.
     """

@@ -142,7 +142,7 @@ class Ranks:
         return values
 
     def broadcast_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Replace parameters and buffers by those of the first process: another processor may initialize otherwise."""
+        """Replace parameters and buffers by the first process's: another processor may initialize otherwise."""
         tensors = [tensor.detach() for module in modules for tensor in (*module.parameters(), *module.buffers())]
         for tensor in tensors if self.size > 1 else ():
             with _lost_rank():
@@ -289,7 +289,7 @@ def join_ranks(backend: str, timeout: float, store: Store | None) -> Ranks:
         return Ranks()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     limit = timedelta(seconds=timeout)
-    # For all groups: those of shards are made inside torch, which has no parameter for it.
+    # For all groups: torch makes the groups of shards inside, and has no parameter for it.
     distributed_c10d.default_pg_timeout = limit
     distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
     with _lost_rank():

@@ -280,7 +280,7 @@ def _select_names(chosen: Tensor, names: Sequence[str]) -> list[list[str]]:
 
 
 def _span_columns(scores: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Return the spans of each row as texts: those of the target (B, T, M), and those with scores (B, C, T, T) > 0."""
+    """Return the spans of each row as texts: the target's (B, T, M), and the ones with scores (B, C, T, T) > 0."""
     possible = possible_spans(target)[:, None]
     found = [list_spans(each) for each in ((scores > 0).cpu() & possible).unbind()]
     wanted = [list_targets(each, len(names)) for each in target]
@@ -307,7 +307,7 @@ def _probability_columns(probabilities: Tensor) -> dict[str, Any]:
 
 @contextmanager
 def written_by_first(ranks: Ranks, schema: pyarrow.Schema, write: Write | None) -> Iterator[Write]:
-    """Yield a function that takes rows; those of all processes reach the first one in order of rank as the block ends.
+    """Yield a function that takes rows; all rows reach the first process in order of rank as the block ends.
 
     Until then the rows of several processes are in temporary files, so memory does not grow with them.
 

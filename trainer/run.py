@@ -64,7 +64,7 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class Validation:
-    """The evaluations of a run, of which one monitors it.
+    """The evaluations of a run; one of them monitors it.
 
     Attributes:
         evaluators: For each validation split, the function from a model and its loss to the mean loss and the metrics.

@@ -34,7 +34,7 @@ _TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), str:
 
 
 _Place = tuple["_Place", str | int] | None
-"""The place of a value in a document: that of its mapping or list, and its key there; None for the document."""
+"""The place of a value in a document: the place of its mapping or list, and its key; None for the document."""
 
 
 class DocumentError(ValueError):
@@ -103,7 +103,7 @@ def check_values(document: object, *, finite: bool = False) -> None:
 def to_json(document: object, **options: Any) -> str:
     """Format a document as strict JSON: NaN and infinities, which JSON does not have, become null.
 
-    Everything that other programs may read is written this way; `options` are those of `json.dumps`.
+    Everything that other programs may read is written this way; `options` are options of `json.dumps`.
     """
     try:
         return json.dumps(document, allow_nan=False, **options)
@@ -141,7 +141,7 @@ def to_sealed_json(fields: Mapping[str, Any], **options: Any) -> str:
 
 
 def _checksum(fields: dict[str, Any]) -> str:
-    # Earlier versions have written NaN, of which the checksum still is valid.
+    # Earlier versions have written NaN, and the checksum of it still is valid.
     own = {name: value for name, value in fields.items() if name != CHECKSUM}
     return f"{zlib.crc32(json.dumps(own, sort_keys=True).encode()):08x}"
 

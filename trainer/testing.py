@@ -111,7 +111,7 @@ _INPUTS: Mapping[str, Inputs] = {"input_ids": "tokens", "pixel_values": "images"
 
 
 def _check_head(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Tensor) -> None:
-    """Check that the outputs of a model are those of its layer `head`, if it declares so."""
+    """Check that a model's layer `head` makes its outputs, if it declares so."""
     head = getattr(model, "head", None)
     declared = model.ends_with_head if isinstance(model, EndsWithHead) else ()
     if not isinstance(head, nn.Module) or not any(_INPUTS.get(name) in declared for name in inputs):
@@ -120,7 +120,7 @@ def _check_head(model: nn.Module, inputs: Mapping[str, Tensor], outputs: Tensor)
     with head.register_forward_hook(lambda module, arguments, output: calls.append(output)):
         model(**inputs)
     assert len(calls) == 1, f"ends_with_head: a forward pass calls the layer head {len(calls)} times instead of once"
-    assert torch.equal(calls[0], outputs), "ends_with_head: the outputs are not those of the layer head"
+    assert torch.equal(calls[0], outputs), "ends_with_head: the layer head does not make the outputs"
 
 
 def check_schedule(schedule: Schedule, total_steps: int) -> None:

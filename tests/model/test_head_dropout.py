@@ -106,7 +106,7 @@ class Undeclared(nn.Linear):
 def test_a_model_without_a_head_is_rejected() -> None:
     for model, message in (
         (nn.Sequential(), "head_dropout: the model does not end with a linear head, got 0.5. Set model.head_dropout=0"),
-        (Undeclared(), "head_dropout: Undeclared does not declare that its outputs are those of its layer head, got"),
+        (Undeclared(), "head_dropout: Undeclared does not declare that its layer head makes its outputs, got"),
         (Words(), "head_dropout: Words does not declare"),
     ):
         with pytest.raises(ConfigError) as caught:

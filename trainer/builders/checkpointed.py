@@ -114,7 +114,7 @@ class CheckpointedModel:
     def batches(
         self, rows: MappedRows, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of encoded rows in order, once; if several processes share them, those of this process.
+        """Yield the batches of encoded rows in order, once; if several processes share them, this process's share.
 
         Args:
             rows: The rows.
@@ -145,7 +145,7 @@ def load_checkpointed_model(
     Args:
         folder: The run folder.
         trust: Packages that the stored config may name; None if this process wrote it.
-        overrides: Full keys and values that replace those of the stored config.
+        overrides: Full keys and values that replace keys of the stored config.
         checkpoint: `best`, `last` or `step-N`.
         weights: `raw`, `ema`, or `auto` for the weights that scored better.
         device: The device's name as in a config.

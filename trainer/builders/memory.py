@@ -139,7 +139,7 @@ def weights_of(*modules: object) -> Iterator[Tensor]:
 
 
 def _bytes(tensors: Iterable[Tensor], shards: int = 1) -> int:
-    """Return the bytes of tensors; of parameters and of the state of their optimizer, those of the first shard."""
+    """Return the bytes of tensors; of parameters and of the state of their optimizer, only the first shard's."""
     return sum(tensor.nbytes if tensor.ndim == 0 or shards == 1 else _rows_bytes(tensor, shards) for tensor in tensors)
 
 
@@ -187,7 +187,7 @@ def host_limit(devices: int) -> int:
 def _group_limits(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[Path]:
     """Return the files that may limit the memory of this process's control group and of the groups that contain it.
 
-    Only those of this system's version exist; in a container, the mount may begin at the process's own group.
+    Only the files of this system's version exist; in a container, the mount may begin at the process's own group.
 
     Args:
         groups: Lines `number:controllers:group`; version 2 has no controllers.

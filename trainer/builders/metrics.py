@@ -1,4 +1,4 @@
-"""The metrics of a job: those of its task, and those that the key `metrics` adds."""
+"""The metrics of a job: the metrics of its task, and the ones that the key `metrics` adds."""
 
 from __future__ import annotations
 

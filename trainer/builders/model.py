@@ -114,7 +114,7 @@ def _initialize(model: nn.Module, settings: ModelKeys, seed: int, task: Task, in
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
-    """Return the weights of a checkpoint with several files of weights, of which each contains only a part.
+    """Return the weights of a checkpoint with several files of weights that each contain only a part.
 
     Args:
         path: The folder of the checkpoint, or a file of the raw or averaged weights in it. Nothing is returned for

@@ -1,4 +1,4 @@
-"""The observers of a job: those of the user, and the trackers."""
+"""The observers of a job: the user's own, and the trackers."""
 
 from __future__ import annotations
 

@@ -449,7 +449,7 @@ def build_validation(
 
 
 def select_monitor(metric: str | None, job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:
-    """Return the monitored metric, that of the task for None, and a function that returns True if higher is better.
+    """Return the monitored metric, the task's own for None, and a function that returns True if higher is better.
 
     The library of the metrics takes a second to load, so that only the first evaluation asks for them if possible.
 

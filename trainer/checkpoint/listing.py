@@ -78,7 +78,7 @@ def rank_by_score(newest_first: Sequence[ListedCheckpoint]) -> list[ListedCheckp
     scored = [(score, each) for score, each in scored if not math.isnan(score["value"])]
 
     comparable = [(score, each) for score, each in scored if score["name"] == scored[0][0]["name"]]
-    have_losses = all(score.get("loss") is not None for score, _ in comparable)  # not those of earlier versions
+    have_losses = all(score.get("loss") is not None for score, _ in comparable)  # earlier versions stored none
 
     def rank(pair: tuple[Document, ListedCheckpoint]) -> tuple[float, float, int]:
         score, checkpoint = pair

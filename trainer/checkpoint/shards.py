@@ -30,12 +30,12 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """One of the parts of a snapshot, each of which is in the memory of another device.
+    """One of the parts of a snapshot, each in the memory of another device.
 
     Attributes:
         index: The number of the part, from 0.
         count: The number of parts.
-        rows: For each file name without suffix, the rows of those of its tensors that are not complete.
+        rows: For each file name without suffix, the rows of its tensors that are not complete.
     """
 
     index: int

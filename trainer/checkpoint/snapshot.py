@@ -46,7 +46,7 @@ class Snapshot:
             `<name>.safetensors`.
         documents: File name (`state.json`, `config.yaml`, `task.json`) -> its text.
         shard: The part of the state that this snapshot has, if several devices store it together; None is all of it.
-        frozen: For `model`, the names of the tensors that the run cannot change; for `ema`, those of them that are
+        frozen: For `model`, the names of the tensors that the run cannot change; for `ema`, the names of those that are
             equal to the model's in every bit. They go to `frozen.safetensors`; reading puts them back.
         folder: The folder that it was read from; None if it was not read.
     """

@@ -153,7 +153,7 @@ class Store:
         return StoredFile(file, digest)
 
     def save_shard(self, snapshot: Snapshot, ranks: Ranks, protect: Collection[int] = ()) -> Path:
-        """Write a checkpoint together with other processes, each of which calls this with its own shard.
+        """Write a checkpoint together with other processes, which each call this with their own shard.
 
         Each process writes its rows; the first one publishes the folder when all rows are on the disk. If an operation
         fails in one process, the save fails in all of them.

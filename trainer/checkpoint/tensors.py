@@ -93,7 +93,7 @@ def decode(data: bytes, file: str = "the file") -> dict[str, Tensor]:
 
 
 def decode_shards(files: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """Return the complete tensors of which several safetensors files, by name, contain the rows.
+    """Return the complete tensors whose rows are in several safetensors files, by name.
 
     Raises:
         DamagedError: Rows are missing, or a file is no such file.

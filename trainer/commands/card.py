@@ -162,7 +162,7 @@ def _data_name(job: CardJob, record: RunRecord) -> str | None:
 
 
 def _hub_name(part: Document) -> str | None:
-    """Return the name on the hub in the `path` of a part; None if it is a local path, of which only its end is left."""
+    """Return the name on the hub in the `path` of a part; None if it is a local path, which may be cut to its end."""
     path = part.get("path")
     return path if isinstance(path, str) and "/" in path and not os.path.exists(path) else None
 
@@ -318,7 +318,7 @@ def _terms(job: CardJob) -> str:
 
 
 def _only_own(section: Section) -> Section:
-    """Return the proofs of the artifacts in `export/` only: those of pruned copies are not in the repository."""
+    """Return the proofs of the artifacts in `export/` only: artifacts of pruned copies are not in the repository."""
     proofs = section.tables[0]
     rows = [row for row in proofs.rows if str(row[1]).startswith(f"{EXPORT}/")]
     return replace(section, title="Proofs", tables=[replace(proofs, rows=rows)])

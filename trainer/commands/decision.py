@@ -182,7 +182,7 @@ def _thresholded(task: Task, threshold: Any) -> list[str]:
     """Return the labels that have a threshold: each of several, or the rarer one of two in training.
 
     Raises:
-        ConfigError: There are more than two classes, of which the most likely one is predicted.
+        ConfigError: There are more than two classes, so the most likely one is predicted.
     """
     info, labels = task.info(), list(_labels(task))
     if task.target == "multi_hot":
@@ -228,7 +228,7 @@ def find_rule(
     Args:
         checkpointed: The model; its task has the rule that is kept for its weights.
         job: The keys `threshold`, `calibrate` and `precision`.
-        ranks: The processes that share the batches, of which the first one writes; None is this process alone.
+        ranks: The processes that share the batches; the first one writes. None is this process alone.
         validation: The result of `validation_rows`.
     """
     task = checkpointed.task

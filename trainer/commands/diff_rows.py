@@ -30,7 +30,7 @@ _KEYS = ("step", "weights", "digest")
 
 
 def compare_rows(left: RunRecord, right: RunRecord, splits: Collection[str] | None = None) -> dict[str, Document]:
-    """Return the comparison on each split, or on some, of which both runs have predictions of the same rows.
+    """Return the comparison on each split, or on some, if both runs have predictions of the same rows.
 
     Each has the number of `rows`, the `metrics` (by name: `left`, `right`, `difference`, the 95 % `interval` of the
     difference and the `verdict` on `right`), `no_interval` (why other metrics of both are not among them, by name),
@@ -96,7 +96,7 @@ def _reason(name: str) -> str:
 
 
 def _read(record: RunRecord, split: str) -> tuple[pyarrow.Table, Document] | None:
-    """Return the predictions of a split; None if there are none, or they are not those of the stored score."""
+    """Return the predictions of a split; None if there are none, or they do not belong to the stored score."""
     path = predictions_file(record.folder / EVALUATIONS / f"{split}.json")
     if not path.is_file():
         return None

@@ -219,7 +219,7 @@ def evaluate_split(
         encoded: The encoded rows of the split.
         precision: The precision of the forward pass.
         changed: The keys that make the rows differ from the run's own, with their values; empty for its own rows.
-        ranks: The processes that share the batches, of which the first one writes; None is this process alone.
+        ranks: The processes that share the batches; the first one writes. None is this process alone.
         force: Replace a file of that name that no evaluation has written.
         keeps_predictions: Write `eval/<name>.predictions.parquet`, too.
         slices: Columns of the data: also measure the rows with each of their values. They need the predictions.
@@ -393,7 +393,7 @@ def _origins(encoded: Encoded, split: str, positions: Sequence[int], *, hides_fi
 
 
 def is_evaluation(file: Path) -> bool:
-    """Return whether a file contains an evaluation that nobody has changed; those of earlier versions have no seal."""
+    """Return whether a file contains an evaluation that nobody has changed; earlier versions have written no seal."""
     try:
         content = read_bytes(file)
         document = parse_json(content, EVALUATION)

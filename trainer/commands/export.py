@@ -92,7 +92,7 @@ def export_artifacts(
         export: The group `export`.
         split: The split of the proof.
         name: The folder for the artifacts in the run folder.
-        overrides: Full keys and values that replace those of the run's config.
+        overrides: Full keys and values that replace keys of the run's config.
         force: Files in the folder that no export has written may be replaced and removed.
     """
     from trainer.builders.instantiate import instantiate

@@ -49,7 +49,7 @@ class CLASS(nn.Module):
 
     inputs = ("tokens",)  # what it reads, see `Inputs` in trainer.protocols
     levels = ("sample",)  # one output for each sample
-    ends_with_head = ("tokens",)  # the outputs are those of `head`: model.head_dropout works
+    ends_with_head = ("tokens",)  # `head` makes the outputs: model.head_dropout works
 
     def __init__(self, vocab_size: int, num_outputs: int, dim: Count, dropout: BelowOne) -> None:
         super().__init__()

@@ -100,7 +100,7 @@ def one_line(text: str) -> str:
 
 
 def split_settings(num_rows: int) -> list[Setting]:
-    """Return larger shares for the splits of few rows, of which 10% would be too few to measure anything."""
+    """Return larger shares for the splits of few rows, as 10% would be too few to measure anything."""
     if num_rows >= 200:
         return []
     comment = f"{num_rows} rows are few: nothing is held out for a test"

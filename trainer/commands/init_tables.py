@@ -395,5 +395,5 @@ def _one_class_error(table: TableProfile, column: ColumnProfile) -> DataError:
 
 def _no_target_error(table: TableProfile) -> DataError:
     listed = ", ".join(f"{column.name} ({column.kind})" for column in table.columns)
-    problem = "has no texts to read, and no columns of which one could predict another"
+    problem = "has no texts to read, and no column that others could predict"
     return DataError(format_error(str(table.path), problem, f"Its columns are {listed}. Add the column to predict"))

@@ -90,7 +90,7 @@ def read_fold_inputs(
 
 
 def _with_corrections(rows: list[list[object]], file: Path) -> list[list[object]]:
-    """Return the rows with the corrections that the user has written into the file; those of other rows follow."""
+    """Return the rows with the corrections that the user has written into the file; other rows follow."""
     if not file.is_file():
         return rows
     try:

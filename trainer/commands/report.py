@@ -132,7 +132,7 @@ def _part_of(config: Document, group: str) -> str:
 
 
 def _score_tiles(record: RunRecord, split: str, baseline: Baseline | None) -> list[Tile]:
-    """Return the monitored metric of a split, and that of the simplest answers."""
+    """Return the monitored metric of a split, of the model and of the simplest answers."""
     scores, monitored = record.evaluations.get(split, {}), (record.best or {}).get("name")
     name = monitored if monitored in scores else next(iter(_metrics_of(scores)), None)
     if name is None:

@@ -42,7 +42,7 @@ _FAR_APART: Final = frozenset({"loss", "perplexity", "grad_norm"})
 _FROM_ZERO: Final = frozenset({"lr", "samples_per_second", "tokens_per_second", "mfu", "memory"})
 
 MAX_NAMED: Final = 4
-"""Runs of which a table can have a column each with the name as its header."""
+"""Number of runs up to which a table has a column for each, with the name as its header."""
 
 _OWN_KEYS: Final = ("run.", "resume", "trust")
 """Keys that say where a run is, not what it does."""
@@ -336,7 +336,7 @@ def _is_changed(key: str, value: object, defaults: Mapping[str, object]) -> bool
 
 
 def default_values(config: Document) -> dict[str, object]:
-    """Return the defaults of a stored config's keys; of a group, those of the option that it has."""
+    """Return the defaults of a stored config's keys; of a group, the defaults of its option."""
     groups = Groups((own_folder(),))
     chosen = [item for item in groups.defaults("train") if isinstance(item, dict)]
     listed = {name: option for item in chosen for name, option in item.items()}

@@ -82,7 +82,7 @@ def worst_inputs_kept(
 
 
 def _margins(predictions: pyarrow.Table, classes: Sequence[str]) -> list[float]:
-    """Return the probability of each row's label less that of the most likely other class, as folds are ranked."""
+    """Return the margin of each row's label over the most likely other class, as folds are ranked."""
     probabilities = np.stack(predictions["probabilities"].to_pylist())
     index = {name: place for place, name in enumerate(classes)}
     targets = [index[name] for name in predictions["target"].to_pylist()]

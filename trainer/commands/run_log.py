@@ -154,7 +154,7 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
     if job.precision == "tf32" and run.device.type != "cuda":
         logger.info("precision: tf32 is fp32 on this device: only CUDA has TF32")
     if snapshot is not None and (other := describe_other_versions(snapshot.json(STATE)["versions"])):
-        logger.warning("resume: the last bits may differ from those of a run that was not stopped (%s)", other)
+        logger.warning("resume: the last bits may differ from a run that was not stopped (%s)", other)
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
     software = {"versions": current_versions(), "total_steps": run.steps.total, "data": training.data_report.measures()}

@@ -82,7 +82,7 @@ class Trials:
         return job
 
     def should_stop(self, job: SweepJob) -> bool:
-        """Return whether the monitored metric of a running job is behind that of the others at the same step."""
+        """Return whether the monitored metric of a running job is behind the others' at the same step."""
         file = self._sweep.folder / job.name / METRICS
         size = file.stat().st_size if file.is_file() else 0
         if size == self._sizes.get(job.name, 0):

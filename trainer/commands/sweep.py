@@ -134,7 +134,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Write the sweep's document with new jobs, and return the changes of all jobs, those of earlier commands first.
+    """Write the sweep's document with new jobs, and return the changes of all jobs, earlier commands first.
 
     Raises:
         ConfigError: The document is about a sweep with another config.
@@ -204,7 +204,7 @@ def write_sweep_page(
 
 
 def is_sweep_folder(folder: Path) -> bool:
-    """Return whether a folder is that of a sweep with a name."""
+    """Return whether a folder belongs to a sweep with a name."""
     return (folder / SWEEP).is_file()
 
 

@@ -264,7 +264,7 @@ def _derive(
     """Return the config with the values that follow from others."""
     explicit = line.overrides.keys()
     kept = compose.drop_replaced_keys(config, choices, explicit, line.groups)
-    # Compared as wholes: a name in a mapping may contain a dot, as those of files in data.mix.
+    # Compared as wholes: a name in a mapping may contain a dot, as the names of files in data.mix.
     known = dict(flatten(kept))
     dropped = [path for path, _ in flatten(config) if path not in known]
     if dropped:

@@ -1,7 +1,7 @@
 """The names that other trainers give to the keys of this one, with the value in the syntax of this one.
 
-They are those of `TrainingArguments` of transformers and its example scripts, of Lightning's `Trainer`, of timm's
-`train.py`, of scikit-learn and of Ludwig.
+They come from `TrainingArguments` of transformers and its example scripts, Lightning's `Trainer`, timm's
+`train.py`, scikit-learn and Ludwig.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _FEW = 4
 def verb_help(verb: str, argv: list[str]) -> str:
     """Return the keys of a verb and, for each group, the keys of the option in the job of `argv`.
 
-    A group with few options, none of which `argv` chooses, also shows the additional keys of the other options.
+    A group with few options, if `argv` chooses none of them, also shows the additional keys of the other options.
     """
     job_type = jobs.JOBS[verb]
     folders = groups_in([own_folder(), working_folder()])

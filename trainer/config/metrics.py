@@ -1,4 +1,4 @@
-"""The key `metrics`: names and classes of metrics that a job computes in addition to those of its task."""
+"""The key `metrics`: names and classes of metrics that a job computes in addition to its task's metrics."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _GROUPS = schema.groups(jobs.TrainJob)
 _ABSENT: Any = object()
 _ANOTHER_COPY = "Copy it from another checkpoint of the run"
 _MAX_DEPTH = 50
-"""Levels of a stored config: those of a value of the command line, and those of its key."""
+"""Levels of a stored config: the levels of a value of the command line, and the levels of its key."""
 _TABLES = "trainer.data.files.Files"
 """The source that declares the format of cells."""
 _PART = {"_target_": str}
@@ -378,7 +378,7 @@ def _concerns(problem: str, keys: Collection[str]) -> bool:
 
 
 def raise_problems(problems: Sequence[str], stored: Mapping[str, Any], file: Path) -> None:
-    """Raise the errors of a changed config: those of the stored one make the run unusable, the others are the user's.
+    """Raise the errors of a changed config: errors of the stored one make the run unusable, the others are the user's.
 
     Raises:
         CheckpointError: All of them are in the stored config.
@@ -396,7 +396,7 @@ def blaming_config(file: Path | None) -> Iterator[None]:
     """Let an error of a part that is built from a stored config name its file: the command is right.
 
     Args:
-        file: The file; None for a new job, whose errors are those of the command.
+        file: The file; None for a new job, whose errors the command has caused.
 
     Raises:
         CheckpointError: The block raised a `ConfigError`.

@@ -100,7 +100,7 @@ class Sweep:
         jobs: Its jobs; none for a search.
         search: The search that chooses the jobs, if any.
         argv: The part of the command line that all jobs share.
-        earlier: The changes of the jobs of earlier commands by name, complete like those of `jobs`.
+        earlier: The changes of the jobs of earlier commands by name, complete as in `jobs`.
     """
 
     folder: Path

@@ -277,7 +277,7 @@ def key_annotation(group: str, key: str, target: str, signature: Signature | Non
 
 
 def _validate_hydra_key(group: str, key: str, value: object, target: str, known: KnownKeys) -> list[str]:
-    """Return the problems of a key with which Hydra makes a part; a part of this project has those of its option."""
+    """Return the problems of a key with which Hydra makes a part; a part of this project has the keys of its option."""
     path = f"{group}.{key}"
     if key == "_target_":
         return []

@@ -30,7 +30,7 @@ DataFiles: TypeAlias = DataFile | Annotated[list[DataFile], MinLen(1)]
 """A path, a pattern such as `data/*.csv`, or a list of them."""
 
 ValidationFiles: TypeAlias = DataFiles | Mapping[NonEmptyStr, DataFiles]
-"""The files of one validation set, or those of several by name."""
+"""The files of one validation set, or of several by name."""
 
 Paths = dict[str, list[Path]]
 """The files of each split that has its own."""

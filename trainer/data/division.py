@@ -23,9 +23,9 @@ def divide_rows(path: Path, assign: Assign, classes: Mapping[str, set[str]]) -> 
     """Divide an Arrow file of rows into one for each split, next to it, and return the number of rows of each.
 
     Args:
-        path: The file; it becomes that of the split `train`.
+        path: The file; it becomes the file of the split `train`.
         assign: Returns the splits of the rows of a batch.
-        classes: For each role of classes, receives those of the split `train`, and nothing else.
+        classes: For each role of classes, receives the classes of the split `train`, and nothing else.
     """
     import pyarrow
     from pyarrow import ipc
@@ -92,7 +92,7 @@ def assign_by_time(path: Path, shares: Mapping[str, float]) -> Assign:
 
 
 class Strata:
-    """The classes of the training rows, of which each gives the same shares of its rows.
+    """The classes of the training rows; each gives the same shares of its rows.
 
     Takes 12 bytes of memory for each row, and about 90 while the rows are divided.
     """
@@ -111,8 +111,7 @@ class Strata:
         """Return the function that divides the rows, batch by batch in the order in which they were added.
 
         The rows of a class are ordered by the hash of their inputs, and its first rows are held out. Rows with equal
-        inputs share a split: that of the middle one of them, if they have one class, else that of the class of the
-        first.
+        inputs share a split. The middle one of them decides it if they have one class, else the class of the first.
 
         Args:
             shares: The share of each split except `train`.

@@ -61,7 +61,7 @@ class Encoded:
         fingerprint: Digest of the data and of the encoding; does not depend on the state of the cache.
         folder: The folder of the files.
         warnings: The warnings of the source when it was read, such as dropped rows.
-        unlogged: Those of `warnings` that were logged by an earlier call only, as the data came from the cache.
+        unlogged: The part of `warnings` that only an earlier call has logged, as the data came from the cache.
         source: The source of the data.
     """
 
@@ -128,7 +128,7 @@ def encode(
         # The limits decide which rows are broken.
         parts += ["drop_broken", LIMITS.line_bytes, LIMITS.pixels] if drop_broken else []
         folder = root / "encoded" / _digest([*parts, *_FOLDER])
-        # Those of the fingerprint come with every start, and may be about what it does not contain: skipped files.
+        # Warnings of the fingerprint come with every start, and may be about files that it skips.
         repeated = logged.copy()
         logged.clear()
         cached = _read(folder)

@@ -1,4 +1,4 @@
-"""Folds: the rows of training and validation in k parts, of which one is the validation split."""
+"""Folds: the rows of training and validation in k parts, one for the validation split."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _read(data: Any) -> pyarrow.Table | None:
     if module == "datasets":
         return _read_dataset(data)
     if module == "polars" and (objects := [name for name, dtype in data.schema.items() if str(dtype) == "Object"]):
-        raise ValueError(f"{objects[0]!r} contains Python objects")  # of which Arrow would get the addresses
+        raise ValueError(f"{objects[0]!r} contains Python objects")  # Arrow would get their addresses
     if hasattr(data, "__arrow_c_stream__"):  # polars and others
         return pyarrow.table(data)
     return None

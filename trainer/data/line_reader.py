@@ -38,7 +38,7 @@ _FREQUENT_SYLLABLES = frozenset(
     "이다는의에을가고하한지사도로기은를어나서자대아리시인해스라수정일들전보부제주구그장상있으원만여게면생조연국소니위신경실개화진오유세안과동관방적무문미성년했회공업당차본요물선모드말학"
     "내용교비중민계때우치양군러터식바마트할간습없음것같좋품평점글번호작뷰목날짜분류감별명름메뉴댓영매출질답"
 )
-"""Syllables of which a Korean text mostly consists. Frequent Chinese characters have the bytes of rare syllables."""
+"""The most frequent syllables of Korean texts. Frequent Chinese characters have the bytes of rare syllables."""
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """Errors of reading a file that is missing, truncated or damaged."""

@@ -39,8 +39,8 @@ Shares: TypeAlias = Mapping[str, BelowOne]
 """The shares of `validation` and `test` that are held out from training, each in [0, 1)."""
 
 GroupedShares: TypeAlias = Mapping[str, BelowOne | NonEmptyStr | None]
-"""`Shares`, and the columns that decide the split of a row: in `group` that whose values stay together, in `time` that
-of times, in `stratify` that of classes; None without one."""
+"""`Shares`, and the columns that decide the split of a row: in `group` the column whose values stay together, in
+`time` a column of times, in `stratify` a column of classes; None without one."""
 
 SPLIT_KEYS = Rule("sorted(split) == ['test', 'validation']", "split", "must have the keys validation and test")
 GROUPED_SPLIT_KEYS = (
@@ -192,7 +192,7 @@ class SplitLayout:
     @classmethod
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
-        # In one order, whatever that of the arguments: the shares are a part of fingerprints.
+        # In one order, whatever the arguments' own: the shares are a part of fingerprints.
         given = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
         names = [name for name in ("validation", "test") if name in split and name not in given]
         shares = {name: float(split[name]) for name in names}

@@ -79,7 +79,7 @@ def reuse_artifacts(folder: Path, stage: Path, written: Collection[str], conditi
 
 
 def _changed_conditions(earlier: Document, now: Document) -> list[str]:
-    """Return the names of the conditions that differ from those of the earlier artifacts.
+    """Return the names of the conditions that differ from the conditions of the earlier artifacts.
 
     The checksum of the checkpoint identifies the weights, so that a run may be copied or renamed; manifests of earlier
     versions do not have it.

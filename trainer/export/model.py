@@ -97,7 +97,7 @@ class ExportModel:
         return self.compute_once(_capture_program)
 
     def calibration_inputs(self) -> list[dict[str, Tensor]]:
-        """Return the inputs of the calibration samples in small batches; without samples, those of the cases."""
+        """Return the inputs of the calibration samples in small batches; without samples, the inputs of the cases."""
         places = {
             name: next(place for place, axis in axes.items() if axis == BATCH)
             for name, axes in self.task.axes().items()
@@ -138,7 +138,7 @@ def frozen(model: nn.Module) -> nn.Module:
     """Copy a model in evaluation mode without gradients. The copy has its own modules and shares the weights.
 
     Only weights that are not aligned to 64 bytes, as tensors of a memory-mapped file may be, are copied: kernels add in
-    a different order there, so the results would differ in their last bits from those of the same weights elsewhere.
+    a different order there, so the same weights elsewhere would give results with other last bits.
     """
     return copy_with(model, lambda tensor: tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone())
 

@@ -95,7 +95,7 @@ _FILES: Final = {
     TRANSITIONS: "scores of a tag at the first word, of a tag (column) after a tag (row), and at the last word; the "
     "tags are the sequence with the largest sum of these scores and of the outputs at the first tokens of words",
     "threshold.json": "a label is predicted if its probability exceeds this number, or its own number",
-    "temperature.json": "the output is divided by this number, or by that of each label, before probabilities",
+    "temperature.json": "the output is divided by this number, or by one for each label, before probabilities",
 }
 
 

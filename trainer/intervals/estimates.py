@@ -402,7 +402,7 @@ def _count_entities(
 
 
 def _indices(table: pyarrow.Table, about: Document) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
-    """Return the class of each target and of each prediction, those of lists one after the other, and the names."""
+    """Return the class of each target and of each prediction, lists one after the other, and the names."""
     import pyarrow as pa
     from pyarrow import compute
 

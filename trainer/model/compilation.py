@@ -25,7 +25,7 @@ def compile_for_training(
     """Compile modules in place, so that their weights keep their names; on a CPU without a compiler, warn.
 
     Only training uses the compiled program. In evaluation mode the modules run as they are written: the shapes of
-    evaluation vary, and its results are then those of `trainer eval`, whatever was compiled before.
+    evaluation vary, and it then gives the results of `trainer eval`, whatever was compiled before.
 
     With fixed shapes, a program depends on nothing but its module and the shapes of its inputs, so a resumed run
     computes with the same programs. Blocks that differ only in their weights share one.

@@ -65,8 +65,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 def mark_frozen(parameters: Iterable[nn.Parameter]) -> None:
     """Mark parameters that nothing changes for the rest of the run.
 
-    A mark is needed because a model may itself change parameters without a gradient, such as those of a momentum
-    encoder.
+    A mark is needed because a model may itself change parameters without a gradient, as a momentum encoder does.
     """
     for parameter in parameters:
         setattr(parameter, _MARK, True)

@@ -74,7 +74,7 @@ class ModelFlops:
 
     Attributes:
         weights: The weights that each token is multiplied with, N: without embeddings; with the last layer of a causal
-            language model, even if it shares the weights of the embeddings, but not with that of a masked one, which
+            language model, even if it shares the weights of the embeddings, but not with a masked one, which
             reads only some of the tokens.
         attention: Self-attention layers times their width.
         image: FLOPs of an image.
@@ -148,7 +148,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _image_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """Return the FLOPs of the forward and backward pass of one image: three times those of the forward pass."""
+    """Return the FLOPs of the forward and backward pass of one image: three times the forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -55,7 +55,7 @@ def add_head_dropout(model: nn.Module, p: float, samples: int, inputs: Inputs) -
             format_error("head_dropout", "the model does not end with a linear head", f"Set {_OFF}", value=p)
         )
     if not isinstance(model, EndsWithHead) or inputs not in model.ends_with_head:
-        problem = f"{type(model).__name__} does not declare that its outputs are those of its layer head"
+        problem = f"{type(model).__name__} does not declare that its layer head makes its outputs"
         remedy = f"Write ends_with_head = ({inputs!r},) into the class if they are, or set {_OFF}"
         raise ConfigError(format_error("head_dropout", problem, remedy, value=p))
     head.register_forward_pre_hook(HeadDropout(p, samples))

@@ -75,7 +75,7 @@ class PassThrough(nn.Linear):
 class Pretrained(nn.Module):
     """Any text model of transformers that maps token ids to one row of outputs per sample or per token.
 
-    Inputs and outputs are those of `TextEncoder`, in both layouts. A new linear layer computes the outputs from the
+    Inputs and outputs are as in `TextEncoder`, in both layouts. A new linear layer computes the outputs from the
     last hidden states (D columns), pooled or per token; a language model, with as many outputs as the task's vocabulary
     has tokens, uses its own head. Only the families in `FAMILIES` support packed rows; see `packed`.
 

@@ -256,7 +256,7 @@ def check_input(base: Any, name: Literal["input_ids", "pixel_values"]) -> None:
 def linear_head(features: int, num_outputs: int | None, changes: Document) -> nn.Module:
     """Return a new linear layer; the identity if the features are the output.
 
-    Its weights start as those of any `nn.Linear`, with a standard deviation of 1 / sqrt(3 D) for D features. The
+    Its weights start as in any `nn.Linear`, with a standard deviation of 1 / sqrt(3 D) for D features. The
     `initializer_range` of a pretrained model, mostly 0.02, is for the layers that were trained; heads of fewer than 768
     features that start with it learn more slowly.
 

@@ -48,7 +48,7 @@ class RDrop:
         dtype = torch.promote_types(first.dtype, torch.float32)
         first, second = first.to(dtype), second.to(dtype)
         probabilities = torch.sigmoid if self.target == "multi_hot" else _softmax
-        # sum (p - q) (log p - log q) / 2 needs no logarithm: what those of a row have in common meets sum (p - q) = 0.
+        # sum (p - q) (log p - log q) / 2 needs no logarithm: what is common to a row meets sum (p - q) = 0.
         terms = (probabilities(first) - probabilities(second)) * (first - second) / 2
         if self.target != "multi_hot":
             terms = terms.sum(dim=-1)

@@ -328,7 +328,7 @@ def show_input(values: Mapping[str, str]) -> object:
 
 
 def _show_columns(lines: Sequence[str]) -> Markup:
-    """Return the columns of a row, of which there is a line `name: value` each; some of many are folded."""
+    """Return the columns of a row, a line `name: value` for each; some of many are folded."""
     cells = (line.rpartition(": ")[::2] for line in lines)
     shown = [Markup("<span>{} <b>{}</b></span>").format(*map(displayable, cell)) for cell in cells]
     block = Markup('<div class="cells">{}</div>')

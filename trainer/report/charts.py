@@ -1,6 +1,6 @@
 """Charts as SVG without scripts: lines over the steps, points, bars, and a matrix of counts.
 
-Colors and fonts are those of the page (`trainer.report.template`): a series has the class `s0`, `s1`, ...
+Colors and fonts come from the page (`trainer.report.template`): a series has the class `s0`, `s1`, ...
 """
 
 from __future__ import annotations

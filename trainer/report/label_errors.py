@@ -52,7 +52,7 @@ def find_contradictions(targets: np.ndarray, digests: Sequence[int | None]) -> n
 def rank_rows(targets: np.ndarray, probabilities: np.ndarray, reasons: np.ndarray) -> np.ndarray:
     """Return the positions of all rows: by `reasons` (N,), the lowest first, then by their margin, the worst first.
 
-    The margin is the probability of the label less that of the most likely other class; equal margins keep the order of
+    The margin is the label's probability less the most likely other class's; equal margins keep the order of
     the rows.
     """
     rows = np.arange(len(targets))

@@ -69,7 +69,7 @@ class Confusion:
         return precision, recall, f1
 
     def most_confused(self, count: int) -> list[int]:
-        """Return the places of at most `count` classes, in their order: those of the commonest confusions."""
+        """Return the places of at most `count` classes, in their order: the classes of the commonest confusions."""
         places = dict.fromkeys(place for target, prediction, _ in self.pairs for place in (target, prediction))
         return sorted(list(places)[:count])
 
@@ -111,7 +111,7 @@ def count_classes(targets: Sequence[Any], predictions: Sequence[Any], classes: S
 
 
 def count_labels(targets: Sequence[Any], predictions: Sequence[Any], classes: Sequence[str] | None) -> Confusion:
-    """Return the counts of sets of labels, without pairs: which label takes the place of which is unknown."""
+    """Return the counts of sets of labels, without pairs: it is unknown which label takes another one's place."""
     support = Counter(name for row in targets for name in row or ())
     predicted = Counter(name for row in predictions for name in row or ())
     both = zip(targets, predictions, strict=True)

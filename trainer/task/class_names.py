@@ -61,7 +61,7 @@ def warn_of_equal_names(names: Collection[str], column: str) -> list[str]:
 
 
 def warn_of_splits(names: Collection[str], role: str) -> list[str]:
-    """Return a warning if names are those of splits: a column that says to which split a row belongs."""
+    """Return a warning if names are names of splits: a column that says to which split a row belongs."""
     if len(names) < 2 or not _SPLITS.issuperset(name.strip().casefold() for name in names):
         return []
     shown = ", ".join(map(repr, sorted(names)))

@@ -195,7 +195,7 @@ class ClassTarget:
         return output if temperature is None else output.float() / temperature
 
     def decide(self, output: Tensor) -> Tensor:
-        """Return scores (B, C) of which the largest is the answer: the logits, or 0 and 1 by the threshold."""
+        """Return scores (B, C), the largest of a row for its answer: the logits, or 0 and 1 by the threshold."""
         from trainer.task.classification_metrics import decide_between_two
 
         for label, threshold in self.decision_rule.thresholds.items():

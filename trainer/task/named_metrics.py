@@ -1,4 +1,4 @@
-"""Metrics that a job may add to those of its task, by name or as classes of the user."""
+"""Metrics that a job may add to its task's metrics, by name or as classes of the user."""
 
 from __future__ import annotations
 

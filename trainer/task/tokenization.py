@@ -75,7 +75,7 @@ def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
 def _count_words(tokenizer: Tokenizer, batches: Iterable[list[str]], *, lowercase: bool) -> Counter[str]:
     words: Counter[str] = Counter()
     for batch in batches:
-        # In ASCII, the tokenizer's rules are those of a regular expression, which is seven times as fast.
+        # In ASCII, a regular expression has the tokenizer's rules, and is seven times as fast.
         plain = _CONTROL.sub("", " ".join(text for text in batch if text.isascii()))
         words.update(_ASCII_WORD.findall(plain.lower() if lowercase else plain))
         for text in batch:

@@ -226,7 +226,7 @@ def rate_entities(
 ) -> None:
     """Give each entity its `probability`: its words have their tags, and the words next to them do not extend it.
 
-    The sums over all sequences of tags are those of the forward-backward algorithm (Culotta and McCallum 2004).
+    The sums over all sequences of tags come from the forward-backward algorithm (Culotta and McCallum 2004).
     """
     if not spans:
         return

@@ -1,4 +1,4 @@
-"""Compares this machine's results for the golden rows with those of the trained model."""
+"""Compares this machine's results for the golden rows with the trained model's."""
 
 import sys
 from typing import Any
