@@ -7,11 +7,14 @@ would do, without HTTP, and with the same code that encodes rows and makes answe
 
 * `runtime`: a batch is encoded, ONNX Runtime is called, and the answers are made. Rows of similar length are computed
   together, as the server does, so texts are padded alike.
-* `runtime, JSON`: the same from the bytes of a request to the bytes of a response.
+* `runtime, JSON`: the same from the bytes of a request to those of a response, parsed and checked as the server does.
 * `runtime, padded`: without the grouping by length.
 
 `empty` is `GET /health` on the same server: the cost of HTTP itself in uvicorn, which is the least that any request
-costs. What a request of one client takes beyond `empty` and `runtime, JSON` is the server's own: two changes of thread.
+costs. So `HTTP + JSON` is the bound of a server of one core: the time of an empty request and of the loop `JSON`
+together. What the server takes beyond it is its own.
+
+Install the extra first: `pip install 'trainer[serve]'` brings httptools, uvloop and msgspec, which the result names.
 
 Clients are threads with a connection each, which send a request when the last one is answered. Rounds of all variants
 are interleaved; rates are medians over the rounds, ratios are medians of the ratios within a round, latencies are those
@@ -47,10 +50,11 @@ from sklearn.datasets import load_breast_cancer
 from trainer.cli import main as trainer
 from trainer.data.stdlib import docstrings
 from trainer.export.bundle.predict import Predictor
+from trainer.serve.body import format_answer, parse_body
 from trainer.serve.model import ServedModel
 
 SMALL = ("debug=smoke", "device=cpu", "logger.console=none", "export.formats=[onnx]")
-SIZES, CLIENTS = (1, 32), (1, 8, 32)
+SIZES, CLIENTS = (1, 32, 256), (1, 8, 32)
 NUM_ROWS = 256
 
 
@@ -164,7 +168,8 @@ def measure(job: str, folder: Path, options: argparse.Namespace) -> dict[str, An
         return predictor.predict([dict(row) for row in batch])
 
     def from_json(body: bytes) -> bytes:
-        return json.dumps({"answers": model.answer(json.loads(body)["rows"], 1)}).encode()
+        rows, top = parse_body(body, NUM_ROWS)
+        return format_answer({"answers": model.answer([model.parse(row) for row in rows], top)})
 
     turns: dict[str, list[Turn]] = {}
     with server(folder, options.threads) as (pid, port):
@@ -187,16 +192,32 @@ def measure(job: str, folder: Path, options: argparse.Namespace) -> dict[str, An
         for _ in range(options.rounds):
             for name, variant in variants.items():
                 turns.setdefault(name, []).append(variant())
-    return {name: summarize(own, turns[f"runtime, {name.split(', ')[1]}"]) for name, own in turns.items()}
+    return {name: summarize(own, turns[f"runtime, {size_of(name)}"], bound(name, turns)) for name, own in turns.items()}
 
 
-def summarize(turns: list[Turn], runtime: list[Turn]) -> dict[str, float]:
+def size_of(name: str) -> str:
+    """Return the part of a variant's name that says how many rows a request has."""
+    return name.split(", ")[1]
+
+
+def bound(name: str, turns: dict[str, list[Turn]]) -> list[float] | None:
+    """Return in each round the rows per second of HTTP and JSON without a server's own work; None for a loop."""
+    variant, _, clients = name.partition(", ")[0], *name.rpartition(", ")[1:]
+    if variant != "server":
+        return None
+    size = int(size_of(name).split()[0])
+    pairs = zip(turns[f"empty, 1 rows, {clients}"], turns[f"runtime, {size_of(name)}, JSON"], strict=True)
+    return [size / (1 / empty.speed + size / loop.speed) for empty, loop in pairs]
+
+
+def summarize(turns: list[Turn], runtime: list[Turn], bounds: list[float] | None) -> dict[str, float]:
     percent = quantiles([each for turn in turns for each in turn.durations], n=100)
     pairs = list(zip(turns, runtime, strict=True))
     return {
         "rows_per_second": median(turn.speed for turn in turns),
         "of_runtime": median(turn.speed / other.speed for turn, other in pairs),
         "cpu_of_runtime": median(turn.cpu / other.cpu for turn, other in pairs),
+        **({"of_bound": median(t.speed / b for t, b in zip(turns, bounds, strict=True))} if bounds else {}),
         "p50_ms": 1000 * percent[49],
         "p99_ms": 1000 * percent[98],
     }
@@ -215,16 +236,18 @@ def main() -> None:
             tables[job] = measure(job, Path(made) / job, options)
     for job, table in tables.items():
         for name, values in table.items():
+            share = f", {values['of_bound']:5.2f} of HTTP + JSON" if "of_bound" in values else ""
             print(
                 f"{job}: {name:30} {values['rows_per_second']:8.0f} rows/s, {values['of_runtime']:5.2f} of the runtime"
-                f", CPU {values['cpu_of_runtime']:5.2f}, p50 {values['p50_ms']:7.2f} ms, p99 {values['p99_ms']:7.2f} ms"
+                f"{share}, CPU {values['cpu_of_runtime']:5.2f}, p50 {values['p50_ms']:7.2f} ms"
+                f", p99 {values['p99_ms']:7.2f} ms"
             )
     result = {
         "threads": options.threads,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
-        "uvloop and httptools": all(find_spec(name) for name in ("uvloop", "httptools")),
+        "packages": [name for name in ("uvloop", "httptools", "msgspec") if find_spec(name)],
         "jobs": tables,
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n")

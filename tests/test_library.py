@@ -73,6 +73,13 @@ def test_rows_that_cannot_be_predicted_are_all_listed(run: trainer.Run) -> None:
     )
 
 
+def test_what_is_no_row_is_reported(run: trainer.Run) -> None:
+    for value in (None, 5, (row for row in [{"text": "a pear"}])):
+        with pytest.raises(DataError, match="rows: must be a data frame"):
+            run.predict(value)
+    assert run.predict([]) == []
+
+
 def test_the_command_evaluates_a_run_on_a_frame(run: trainer.Run, tmp_path: Path) -> None:
     scores = run.metrics
     with working_in(tmp_path):
@@ -127,7 +134,8 @@ def test_all_errors_of_a_job_come_in_one_exception() -> None:
         ([], {"data": pd.DataFrame([["a", "b"]], columns=["text", "text"])}, "data: has several columns 'text'."),
         ([], {"data": frame(), "test": pd.DataFrame({"text": ["a"], 1: ["b"]})}, "test: the name of a column must be"),
         ([], {"data": pd.DataFrame({"text": ["a", {"b": 1}], "label": 1})}, "data: a column cannot be read ("),
-        ([], {"data": frame().rename(columns={"label": "topic"})}, "train.parquet: has no column 'label'"),
+        ([], {"data": frame().rename(columns={"label": "topic"})}, "data: has no column 'label'"),
+        ([], {"data": frame().assign(text=[["a"]] * len(frame()))}, "data, row 1, column 'text': expected a string"),
     ],
 )
 def test_wrong_arguments(

@@ -144,7 +144,7 @@ class Run:
 
         rows = [rows] if isinstance(rows, str) else rows
         is_values = isinstance(rows, list | tuple) and not all(isinstance(row, Mapping) for row in rows)
-        values = list(rows) if is_values else to_rows("rows", rows) if len(rows) else []
+        values = list(rows) if is_values else [] if _is_empty(rows) else to_rows("rows", rows)
         with caller_undisturbed("predict"):
             if overrides not in self._predictors:
                 job = self._check("predict", ["input='-'", *overrides])
@@ -220,6 +220,10 @@ class Run:
         lines = [f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in scores.items()]
         head = f"<tr><th></th><th>{escape(split) if scores else 'not evaluated yet'}</th></tr>"
         return f"<table><caption>{escape(str(self.path))}</caption>{head}{''.join(lines)}</table>"
+
+
+def _is_empty(rows: Any) -> bool:
+    return hasattr(rows, "__len__") and len(rows) == 0
 
 
 def _predict(values: Sequence[object], predictor: Predictor, row_format: RowFormat) -> list[dict[str, Any]]:
@@ -308,6 +312,9 @@ def _train_on_tables(texts: Sequence[str], files: Mapping[str, str], tables: Map
             "run": config["run"] | {"dir": str(folder)},
         }
         _train(job_of_config("train", config, ()), config)
+    except DataError as error:
+        # A folder without a started run is removed, and nobody knows its files.
+        raise DataError(*(_name_arguments(message, kept) for message in error.messages)) from error
     finally:
         if is_new and not (folder / METRICS).exists():
             _remove(folder, kept.values())
@@ -322,6 +329,13 @@ def _check_same(split: str, file: Path, table: Any) -> None:
         problem = f"differs from the rows that the run was trained on ({file})"
         remedy = "Pass the same rows, or choose another run.name"
         raise DataError(format_error(_argument(split), problem, remedy))
+
+
+def _name_arguments(message: str, kept: Mapping[str, Path]) -> str:
+    """Return a message with the argument in the place of the file that keeps its rows."""
+    for split, file in kept.items():
+        message = message.replace(str(file), _argument(split))
+    return message
 
 
 def _argument(split: str) -> str:

@@ -15,12 +15,14 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.repocard import ModelCard
 
+from tests.support.documents import edit_manifest
 from tests.support.jobs import working_in
 from trainer.cli import main
 from trainer.commands.card import FILL_IN, make_card
 from trainer.commands.run_folders import read_run
 from trainer.config.jobs import CardJob
 from trainer.export.folder import verify
+from trainer.export.readme import describe_answers
 from trainer.hub import is_reachable
 
 RUN = Path("runs/one")
@@ -68,6 +70,10 @@ def test_the_card_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "`high|er`, `low`: the 2 outputs in the order of `labels.json`." in card
     assert "| onnx | export/model.onnx |" in card
     assert "| train.duration | 4 | 4ep |" in card
+    assert "a table. The answer is the most likely one of 2 labels, with its probability.\n" in card
+    assert "Classes with fewer than 50 training targets: high\\|er (16), low (24).\n" in card
+    assert "`mlp` was trained from random weights on 40 rows with the loss `cross_entropy` and the optimizer" in card
+    assert ": 4 steps of 32 rows, 2 epochs. The artifacts have the weights of step" in card
     assert card.count(FILL_IN) == 5
     assert str(folder) not in card
     assert str(Path.home()) + "/" not in card
@@ -112,6 +118,51 @@ def test_folders_and_secrets_are_not_shown(folder: Path) -> None:
     assert "x.txt" in card
     assert "https://a.b/c/d" in card
     assert [each for each in ("hunter2", "/home/me", "private/", "my own", str(folder)) if each in card] == []
+
+
+def test_languages_of_texts_are_named_or_asked_for(folder: Path, tmp_path: Path) -> None:
+    record = read_run(str(RUN))
+    artifacts = Path(shutil.copytree(RUN / "export", tmp_path / "export"))
+    edit_manifest(artifacts, lambda document: document.update(reads=["text"], axes={"sequence": [1, 64]}))
+    limits = make_card(CardJob(), record, artifacts).partition("## Limits")[2].partition("## Data")[0]
+    assert "It reads at most 64 tokens of a row and ignores the rest of a longer one." in limits
+    assert f"{FILL_IN} the languages of the texts (`language=[en]`)." in limits
+    assert "Its texts are in: en, zh." in make_card(CardJob(language=["en", "zh"]), record, artifacts)
+
+
+ANSWERS: tuple[tuple[str, dict[str, object], str], ...] = (
+    (
+        "classes",
+        {"labels": ["no", "yes"], "threshold": {"yes": 0.25}, "temperature": 1.5},
+        "The answer is the most likely one of 2 labels, with its probability. `yes` is the answer if its probability "
+        "is more than 0.25, set after training. Probabilities were calibrated after training (`temperature.json`).",
+    ),
+    (
+        "labels",
+        {"labels": ["a", "b"], "threshold": 0.5},
+        "The answer is each of 2 labels that is likely enough, possibly none, and the probabilities. A label is likely "
+        "enough if its probability is more than 0.5.",
+    ),
+    (
+        "labels",
+        {"labels": ["a", "b"], "threshold": {"a": 0.2, "b": 0.7}},
+        "The answer is each of 2 labels that is likely enough, possibly none, and the probabilities. Each label has "
+        "its own least probability, set after training (`threshold.json`).",
+    ),
+    (
+        "values",
+        {"values": {"mean": [3.0], "std": [0.5]}},
+        "The answer is a number in the units of the training data (mean 3, standard deviation 0.5).",
+    ),
+    ("embeddings", {}, "The answer is a vector of 8 numbers. Similar inputs have vectors with a large cosine."),
+)
+
+
+@pytest.mark.parametrize(("kind", "documents", "text"), ANSWERS)
+def test_answers_are_described_in_words(kind: str, documents: dict[str, object], text: str, tmp_path: Path) -> None:
+    for name, document in {"task": {"predict.py": ["texts", kind]}, **documents}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    assert describe_answers(tmp_path, {"outputs": {"output": {"shape": ["batch", 8]}}}) == text
 
 
 def test_scores_of_other_weights_are_not_those_of_the_artifacts(folder: Path) -> None:

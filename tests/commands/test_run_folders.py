@@ -58,6 +58,10 @@ def test_errors_without_a_run(tmp_path: Path) -> None:
             find_run_folder("nowhere")
         with pytest.raises(CheckpointError, match="run: contains no run"):
             find_run_folder(str(tmp_path))
+        Path("artifacts").mkdir()
+        Path("artifacts/manifest.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"run: is a folder of artifacts without its run, .* predict run=art"):
+            find_run_folder("artifacts")
 
 
 def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:

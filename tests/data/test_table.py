@@ -148,6 +148,17 @@ def test_text_in_a_feature_that_is_numeric_in_training_is_rejected() -> None:
         list(features.samples(iter(records(("y",)))))
 
 
+def test_features_that_cannot_be_used_are_named_once_each() -> None:
+    with pytest.raises(DataError) as caught:
+        read_samples(table("features", available=["x", "y", "z"]), *[([1], "a", {"b": 1})] * 3, ([1], "a", "b"))
+
+    remedy = "Features are numbers, texts or empty; list the columns to use in data.columns.features."
+    assert caught.value.messages == (
+        f"a.csv, row 1, column 'x': expected a string, got list. {remedy} The same in 3 more.",
+        f"a.csv, row 1, column 'z': expected a string, got dict. {remedy} The same in 2 more.",
+    )
+
+
 def test_text_of_a_boolean_is_a_number_in_a_column_of_numbers() -> None:
     features = table("features", available=["x"])
     features.scan(lambda: iter(records((True,), (False,))))

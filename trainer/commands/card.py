@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -28,8 +29,15 @@ from trainer.config.paths import without_folders
 from trainer.display import counted, displayable, print_lines, shorten_middle
 from trainer.documents import read_export_manifest
 from trainer.errors import CheckpointError, ConfigError
-from trainer.export.readme import describe_model, describe_rows, graph_code, script_packages
-from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, Document
+from trainer.export.readme import (
+    describe_answers,
+    describe_limit,
+    describe_model,
+    describe_rows,
+    graph_code,
+    script_packages,
+)
+from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, TASK, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.metric_names import words
 from trainer.report.page import Section, Table, is_sealed, seal
@@ -70,6 +78,8 @@ _EXAMPLE_INPUTS: Final = {"text": '"a text"', "image": "image.png", "words": "ro
 """An example of the key `input`, by the columns that the model reads; a table of rows for all other columns."""
 
 _MAX_CLASSES: Final = 5
+_FEW_ROWS: Final = 50
+"""Training targets of a class below which it counts as rare."""
 _FOLDERS: Final = re.compile(r"^(?:~|\.{0,2})/.*/(?=.)|(?<![\w:/.])(?:~|\.{0,2})/(?:[^\s'\",/\]}]+/)*(?=[^\s'\",\]}])")
 """The folders of a path: of a text that is one, and in any other text."""
 
@@ -118,16 +128,17 @@ def make_card(job: CardJob, record: RunRecord, artifacts: Path) -> str:
     sections = [
         f"---\n{front}---",
         f"# {_inline(name)}",
-        describe_model(manifest),
+        " ".join(filter(None, [describe_model(manifest), describe_answers(artifacts, manifest)])),
         describe_rows(artifacts),
         _uses(),
         _loading(artifacts, manifest),
-        _scores_text(record),
         _markdown(replace(evaluation_section(named), title="Scores with 95% intervals")),
-        _limits(record),
+        _scores_text(record),
+        _limits(job, record, artifacts, manifest),
         _data_text(job, record),
         _markdown(replace(data, title="Rows of the data", warnings=())),
         _markdown(_only_own(artifact_section(named))),
+        _training(record, manifest),
         _markdown(_portable(config_section(named))),
         _markdown(environment_section(named)),
         _terms(job),
@@ -261,14 +272,64 @@ def _scores_text(record: RunRecord) -> str:
     return f"## Comparison\n\nOn the {split} split, {_inline(baseline.answer)} gives {known}."
 
 
-def _limits(record: RunRecord) -> str:
-    """Return what the model does worst, as its stored predictions show it."""
-    text = "## Limits\n\n"
+def _limits(job: CardJob, record: RunRecord, artifacts: Path, manifest: Document) -> str:
+    """Return how much the model reads, which classes are rare, and what it does worst in its stored predictions."""
+    sentences = [describe_limit(manifest), _cut_rows(record), _rare_classes(artifacts)]
+    parts = [" ".join(filter(None, sentences))]
     evaluated = _evaluated(record)
     if evaluated is not None:
         split, file, about = evaluated
-        text += _worst(split, file, about)
-    return f"{text}{FILL_IN} known biases, and inputs on which the model must not be used."
+        parts.append(_worst(split, file, about).strip())
+    if {"text", "text_pair", "words"} & set(manifest["reads"]):
+        named = ", ".join(map(_inline, job.language))
+        known = f"Its texts are in: {named}. Nothing is known about other languages."
+        parts.append(known if named else f"{FILL_IN} the languages of the texts (`language=[en]`).")
+    parts.append(f"{FILL_IN} known biases, and inputs on which the model must not be used.")
+    return "\n\n".join(["## Limits", *filter(None, parts)])
+
+
+def _cut_rows(record: RunRecord) -> str:
+    """Return the share of training rows that were longer than the model reads; "" if none were."""
+    share = _start(record).get("data", {}).get("train", {}).get("truncated")
+    return f"{100 * share:.1f}% of the training rows were longer." if share else ""
+
+
+def _start(record: RunRecord) -> Document:
+    return next((event for event in record.events if event["event"] == "start"), {})
+
+
+def _rare_classes(artifacts: Path) -> str:
+    """Return the classes with few training rows; "" if there are none, or if the task counts no classes."""
+    task = json.loads((artifacts / TASK).read_text("utf-8"))
+    pairs = zip(task.get("labels", ()), task.get("class_counts", ()), strict=False)
+    rare = sorted((count, label) for label, count in pairs if count < _FEW_ROWS)
+    shown = ", ".join(f"{_inline(shorten_middle(label, NAME))} ({count})" for count, label in rare[:_MAX_CLASSES])
+    more = f" and {len(rare) - _MAX_CLASSES} more" if len(rare) > _MAX_CLASSES else ""
+    return f"Classes with fewer than {_FEW_ROWS} training targets: {shown}{more}." if rare else ""
+
+
+def _training(record: RunRecord, manifest: Document) -> str:
+    """Return in words how the weights were trained, and which of them were exported."""
+    config, origin = record.config, manifest.get("provenance", {})
+    model = config["model"]
+    start = "pretrained weights" if model.get("pretrained") or model.get("weights") else "random weights"
+    optimizer = config["optimizer"]
+    rate = f" with a learning rate of {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), float) else ""
+    last = record.events[-1] if record.events else {"step": 0, "epoch": 0.0}
+    rows = _start(record).get("data", {}).get("train", {}).get("rows")
+    data = f"on {rows} rows " if rows else ""
+    text = (
+        f"`{part_name(str(model['_target_']))}` was trained from {start} {data}with the loss "
+        f"`{part_name(str(config['loss']['_target_']))}` and the optimizer `{part_name(str(optimizer['_target_']))}`"
+        f"{rate}: {last['step']} steps of {config['train']['batch_size']} rows, {last['epoch']:.3g} epochs."
+    )
+    score = origin.get("score")
+    if isinstance(score, dict) and isinstance(score.get("value"), int | float):
+        best = f", the best by {words(str(score['name']))} on the validation split ({score['value']:.4g})"
+    else:
+        best = ""
+    average = " averaged (EMA)" if origin.get("weights") == "ema" else ""
+    return f"## Training\n\n{text} The artifacts have the{average} weights of step {origin.get('step')}{best}."
 
 
 def _worst(split: str, file: Path, about: Document) -> str:
@@ -332,13 +393,14 @@ def _portable(section: Section) -> Section:
         for key, *values in changed.rows
         if not str(key).startswith(_NOT_SHOWN)
     ]
-    return replace(section, title="Training", tables=[replace(changed, rows=rows)])
+    return replace(section, title="", tables=[replace(changed, rows=rows)])
 
 
 def _markdown(section: Section) -> str:
     """Return a section of the report as Markdown; "" without rows."""
     tables = [f"{table.title}:\n\n{_table(table)}" for table in section.tables if table.rows]
-    return "\n\n".join([f"## {section.title}", *tables]) if tables else ""
+    heading = [f"## {section.title}"] if section.title else []
+    return "\n\n".join([*heading, *tables]) if tables else ""
 
 
 def _table(table: Table) -> str:

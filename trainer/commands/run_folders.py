@@ -99,8 +99,13 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
             _refuse_links(candidate)
             return candidate
-    problem = problem_of_folder(folder, "contains no run")
-    raise CheckpointError(format_error(key, problem, "Name a run folder or one of its checkpoints", value=path))
+    if (folder / EXPORT_MANIFEST).is_file():
+        problem = "is a folder of artifacts without its run"
+        remedy = f"Use trainer predict {quote(f'run={folder}')} or trainer serve {quote(f'folder={folder}')}"
+    else:
+        problem = problem_of_folder(folder, "contains no run")
+        remedy = "Name a run folder or one of its checkpoints"
+    raise CheckpointError(format_error(key, problem, remedy, value=path))
 
 
 def problem_of_folder(folder: Path, lack: str) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _KINDS = "a data frame of pandas or polars, a data set of datasets, an Arrow table, a list of dicts or a dict of lists"
 
 _REMEDIES = {
+    ("pandas", "Series"): "Pass a data frame, such as the result of to_frame()",
+    ("numpy", "ndarray"): "Name its columns: pass pandas.DataFrame(data, columns=[...])",
     ("polars", "LazyFrame"): "Pass the result of collect()",
     ("polars", "Series"): "Pass a data frame, such as the result of to_frame()",
     ("datasets", "DatasetDict"): "Pass its splits one by one, such as data=splits['train'] and test=splits['test']",
@@ -53,7 +55,8 @@ def to_table(key: str, data: object) -> pyarrow.Table:
             for position, field in enumerate(table.schema):
                 table = table.set_column(position, field.name, _plain(table.column(position)))
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        problem = f"a column cannot be read ({' '.join(str(error).split())})"
+        reason = " ".join(" ".join(map(str, error.args)).split())  # pyarrow gives several arguments
+        problem = f"a column cannot be read ({reason})"
         raise DataError(format_error(key, problem, "Give all values of a column the same type")) from error
     if table is None:
         raise DataError(format_error(key, f"must be {_KINDS}", value=kind))

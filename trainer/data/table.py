@@ -319,7 +319,10 @@ class Table:
                 for role, position, parse in parts:
                     values[role] = parse(cells[position])
             except ValueError as error:
-                errors.add(self._cell_error(place, role, cells[position], error))
+                for column, problem in self._cell_problems(role, cells[position], error):
+                    message = format_error(f"{place}, column {column!r}", problem, REMEDIES[role])
+                    # Features may be columns that nobody has chosen, of which then no cell can be used.
+                    errors.add(message, f"{column} {problem}" if role == "features" else None)
                 continue
             if None in values.values():
                 yield Sample(row, None)
@@ -374,20 +377,19 @@ class Table:
                 raise
             raise ValueError(f"{error}; every training row has a number here") from None
 
-    def _cell_error(self, place: str, role: str, cells: Any, error: ValueError) -> DataError:
-        """Return the error for the cell of a role, or for the first of its cells that cannot be used."""
-        column, problem = self.names[role][0], str(error)
-        if self._takes_list(role):
-            parse = cell_parser(role, self.separator)
-            for column, cell in zip(self.names[role], cells, strict=True):
-                try:
-                    self._parse_feature(column, cell) if role == "features" else parse(
-                        [cell] if role == "value" else cell
-                    )
-                except ValueError as cell_error:
-                    problem = str(cell_error)
-                    break
-        return DataError(format_error(f"{place}, column {column!r}", problem, REMEDIES[role]))
+    def _cell_problems(self, role: str, cells: Any, error: ValueError) -> Iterator[tuple[str, str]]:
+        """Yield column and problem of each feature that cannot be used, or of the first such cell of another role."""
+        if not self._takes_list(role):
+            yield self.names[role][0], str(error)
+            return
+        parse = cell_parser(role, self.separator)
+        for column, cell in zip(self.names[role], cells, strict=True):
+            try:
+                self._parse_feature(column, cell) if role == "features" else parse([cell] if role == "value" else cell)
+            except ValueError as cell_error:
+                yield column, str(cell_error)
+                if role != "features":
+                    return
 
 
 def describe_no_rows(table: Table) -> str:

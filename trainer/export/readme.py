@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from trainer.display import displayable, shorten_middle
 from trainer.layout import (
@@ -30,6 +30,18 @@ _NOUNS: Final = {
     "words": "words",
     "image": "an image",
     "features": "the cells of a row of a table",
+}
+_TASKS: Final = {"CausalLm": "language modeling", "MaskedLm": "masked language modeling"}
+"""Names of tasks that their class does not give."""
+
+_ANSWERS: Final = {
+    "classes": "The answer is the most likely one of {labels} labels, with its probability.",
+    "labels": "The answer is each of {labels} labels that is likely enough, possibly none, and the probabilities.",
+    "embeddings": "The answer is a vector of {size} numbers. Similar inputs have vectors with a large cosine.",
+    "tags": "The answer is a tag for each word, and the entities that the tags mark.",
+    "spans": "The answer is the entities of the text, with their types and places; one may be inside another.",
+    "masked": "The answer is the most likely token at each mask token, with its probability.",
+    "next_tokens": "The answer is the most likely tokens that come next, with their probabilities.",
 }
 _FITS: Final = {
     "stretch": "stretched to",
@@ -108,7 +120,7 @@ def write_readme(stage: Path, manifest: Document, usage: str | None) -> Path:
         usage: The description in `predict.py --help`; None if there is no such script.
     """
     sections = [
-        _title(manifest),
+        _title(stage, manifest),
         _example(stage, usage),
         describe_rows(stage),
         _predict(stage, manifest, usage),
@@ -123,17 +135,59 @@ def write_readme(stage: Path, manifest: Document, usage: str | None) -> Path:
     return path
 
 
-def _title(manifest: Document) -> str:
+def _title(stage: Path, manifest: Document) -> str:
     return f"""# {manifest["provenance"].get("run", "A trained model")}
 
-{describe_model(manifest)} This folder is complete. Each model file in it was
+{" ".join(filter(None, [describe_model(manifest), describe_answers(stage, manifest), describe_limit(manifest)]))}
+
+This folder is complete. Each model file in it was
 compared with the trained model before it was published; the results are below, and `manifest.json` has checksums."""
 
 
 def describe_model(manifest: Document) -> str:
     """Return a sentence: the task of the model and what it reads."""
     inputs = " and ".join(_NOUNS.get(role, role) for role in manifest["reads"])
-    return f"A model that was trained as `{manifest['task']}`: it reads {inputs}."
+    name = displayable(manifest["task"], keep_lines=False)
+    words = _TASKS.get(name) or " ".join(re.findall(r"[A-Z]?[^A-Z]+|[A-Z]+", name)).lower()
+    return f"A model for {words}: it reads {inputs}."
+
+
+def describe_answers(folder: Path, manifest: Document) -> str:
+    """Return sentences: what the model answers, in which units, and how it decides; "" if only its task knows this."""
+    kind = (_read(folder, TASK) or {}).get(PREDICT_SCRIPT, [None, None])[1]
+    if kind == "values":
+        units = _read(folder, "values.json")
+        known = [f"mean {mean:.4g}, standard deviation {std:.4g}" for mean, std in zip(*units.values(), strict=True)]
+        number = "a number" if len(known) == 1 else f"{len(known)} numbers"
+        return f"The answer is {number} in the units of the training data ({'; '.join(known)})."
+    size = next(iter(manifest["outputs"].values()))["shape"][-1]
+    text = _ANSWERS.get(kind, "").format(labels=len(_read(folder, "labels.json") or ()), size=size)
+    return " ".join(filter(None, [text, *_describe_rule(folder)]))
+
+
+def describe_limit(manifest: Document) -> str:
+    """Return a sentence: the largest number of tokens that the model reads; "" if it reads none."""
+    longest = manifest["axes"].get("sequence", (0, None))[1]
+    return f"It reads at most {longest} tokens of a row and ignores the rest of a longer one." if longest else ""
+
+
+def _describe_rule(folder: Path) -> Iterator[str]:
+    """Yield how answers are decided, if the task has thresholds or some were set after training."""
+    threshold = _read(folder, "threshold.json")
+    if isinstance(threshold, float):
+        yield f"A label is likely enough if its probability is more than {threshold:g}."
+    elif threshold and len(threshold) == 1:
+        ((label, limit),) = threshold.items()
+        yield f"{_code_span(label)} is the answer if its probability is more than {limit:.4g}, set after training."
+    elif threshold:
+        yield "Each label has its own least probability, set after training (`threshold.json`)."
+    if _read(folder, "temperature.json") is not None:
+        yield "Probabilities were calibrated after training (`temperature.json`)."
+
+
+def _read(folder: Path, name: str) -> Any:
+    """Return a document of the folder; None if it does not exist."""
+    return json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else None
 
 
 def script_packages(manifest: Document) -> str:
