@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.deferred_logits import DeferredLogits
 from trainer.errors import format_error, raise_if_any
+from trainer.model.modes import evaluation_mode
 from trainer.protocols import Batch, Loss
 from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_scores, count_targets
@@ -51,25 +52,19 @@ def evaluate(
     metrics = metrics.to(device)
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num_targets = 0.0
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for host_batch in batches:
-                num_targets += count_targets(loss, host_batch)
-                batch = host_batch.to(device)
-                with precision.autocast():
-                    output = model(**batch.inputs)
-                for rows, part in _split_deferred(output, batch):
-                    value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows, part.target)
-                    if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
-                        total += value
-                        metrics.update(scores.float(), part.target)
-                if recorder is not None:
-                    recorder.add(host_batch, batch, output)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(model), torch.inference_mode():
+        for host_batch in batches:
+            num_targets += count_targets(loss, host_batch)
+            batch = host_batch.to(device)
+            with precision.autocast():
+                output = model(**batch.inputs)
+            for rows, part in _split_deferred(output, batch):
+                value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows, part.target)
+                if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
+                    total += value
+                    metrics.update(scores.float(), part.target)
+            if recorder is not None:
+                recorder.add(host_batch, batch, output)
     ranks = ranks or Ranks()
     if ranks.size > 1:
         share_states(metrics, ranks)

@@ -26,6 +26,7 @@ from trainer.deferred_logits import DeferredLogits, deferral
 from trainer.ema import has_weights
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS, CONFIG, TASK, Document
+from trainer.model.modes import evaluation_mode
 from trainer.protocols import (
     DeclaresTargets,
     DefersLogits,
@@ -132,13 +133,10 @@ def _ends_with_linear_layer(model: nn.Module, task: Task) -> bool:
     if not isinstance(model, DefersLogits) or model.output_layer() is None:
         return False
     inputs = _example_inputs(task, model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    own = model(**inputs)
-    with deferral(model, deferred=True):
-        output = model(**inputs)
-    for module, training in modes.items():
-        module.training = training
+    with evaluation_mode(model):
+        own = model(**inputs)
+        with deferral(model, deferred=True):
+            output = model(**inputs)
     return isinstance(output, DeferredLogits) and torch.allclose(output.compute(), own, rtol=1e-3, atol=1e-3)
 
 

@@ -112,17 +112,21 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
             _write_table(sweep.folder, jobs, failures)
         columns, rows = _write_table(sweep.folder, jobs, failures)
         errors = write_sweep_page(sweep.folder, jobs, failures)
-        print_table(
-            open_console("auto"), f"{sweep.folder}: {describe_best(columns, rows)}", *screen_table(columns, rows)
-        )
+        title = f"{sweep.folder}: {describe_best(columns, rows)}"
+        print_table(open_console("auto"), title, *screen_table(columns, rows))
         if errors:
-            counts = Counter(str(row[0]) for row in errors)
-            shown = ", ".join(f"{counts[finding]} {finding}" for finding in FINDINGS if counts[finding])
-            print_lines(f"{sweep.folder / LABEL_ERRORS}: {counted(len(errors), 'row')}: {shown}")
+            _print_label_errors(sweep.folder / LABEL_ERRORS, errors)
     if stopped is not None:
         print_lines("sweep: stopped. Continue it with the same command.")
         return stopped.exit_code
     return next((failure.exit_code for failure in failures.values() if failure.exit_code), 0)
+
+
+def _print_label_errors(file: Path, errors: Sequence[Sequence[object]]) -> None:
+    """Print how many rows of a file have each finding."""
+    counts = Counter(str(row[0]) for row in errors)
+    shown = ", ".join(f"{counts[finding]} {finding}" for finding in FINDINGS if counts[finding])
+    print_lines(f"{file}: {counted(len(errors), 'row')}: {shown}")
 
 
 def is_complete(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 
@@ -50,6 +50,10 @@ _NUM_SAMPLES = 4
 
 _ROWS_AT_ONCE = 1000
 _BLOCK_VALUES = 2**20
+
+
+_Stored: TypeAlias = "tuple[StateDict, dict[str, MappedRows], list[str]]"
+"""What a cache folder contains: the task's state, the splits and the warnings."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +139,18 @@ def encode(
         if fitted and (cached is None or cached[0] != task.state_dict()):
             folder = root / "encoded" / _digest([*parts, *_FOLDER, task.state_dict()])
             cached = _read(folder)
-        fresh = False
+        is_new = False
         if cached is None:
             with _locked(folder):
                 cached = _read(folder)
+                is_new = cached is None
                 if cached is None:
-                    fresh = True
                     with phase("reading the data"):
                         raw = _prepare(source, task, limit, fitted)
                     if check is not None:
                         check()
-                    _write(folder, source, task, raw, logged, drop_broken=drop_broken)
-                    cached = _read(folder)
-                    if cached is None:
-                        problem = "cannot be read back"
-                        raise DataError(format_error(str(folder), problem, "Delete this folder of the cache"))
-    if not fresh:
+                    cached = _write(folder, source, task, raw, logged, drop_broken=drop_broken)
+    if not is_new:
         logger.info("encoded data: reused from %s", folder)
     state, splits, warnings = cached
     task.load_state_dict(state)
@@ -212,8 +212,8 @@ def _prepare(source: Source, task: Task, limit: int | None, fitted: bool) -> dic
 
 def _write(
     folder: Path, source: Source, task: Task, raw: dict[str, Dataset], warnings: list[str], *, drop_broken: bool
-) -> None:
-    """Write `folder` atomically: it appears complete or not at all."""
+) -> _Stored:
+    """Write `folder` atomically, so that it appears complete or not at all, and read it back."""
     from pyarrow import parquet
 
     sizes = {}
@@ -238,6 +238,9 @@ def _write(
             logger.warning(message, counted(len(errors), "row"), "\n".join(errors.messages()))
         write_index(stage, state=task.state_dict(), rows=sizes, warnings=warnings)
     logger.info("encoded data: %s; stored in %s", ", ".join(f"{name} {size}" for name, size in sizes.items()), folder)
+    if (stored := _read(folder)) is None:
+        raise DataError(format_error(str(folder), "cannot be read back", "Delete this folder of the cache"))
+    return stored
 
 
 def _storage_error(message: str) -> DataError:
@@ -335,7 +338,7 @@ def _find_usable(source: Source, task: Task, split: str, rows: Dataset, errors: 
     return usable
 
 
-def _read(folder: Path) -> tuple[StateDict, dict[str, MappedRows], list[str]] | None:
+def _read(folder: Path) -> _Stored | None:
     """Return the task's state, the splits and the warnings in a cache folder; None if the folder does not exist.
 
     A damaged folder is deleted at once: later, another process may have put an intact one in its place.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.model.layers import Pooling, pool_samples
+from trainer.model.modes import evaluation_mode
 from trainer.model.summary import first_tensor
 from trainer.protocols import HasPooling
 
@@ -100,18 +101,12 @@ class FeatureExtractor(nn.Module):
 
     def _dry_run(self, example: Mapping[str, Tensor]) -> int:
         """Return the width of the features, and freeze parameters that they do not depend on."""
-        modes = {module: module.training for module in self.backbone.modules()}
         devices = {tensor.device for tensor in example.values() if tensor.device.type == "cuda"}
-        self.backbone.eval()
-        try:
-            with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-                outputs = self._outputs(example)
-                _check_shapes(self.names, outputs, example)
-                pooled = torch.cat([self._pool(output, example) for output in outputs], dim=1)
-                _freeze_unused(self.backbone, pooled)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluation_mode(self.backbone), torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+            outputs = self._outputs(example)
+            _check_shapes(self.names, outputs, example)
+            pooled = torch.cat([self._pool(output, example) for output in outputs], dim=1)
+            _freeze_unused(self.backbone, pooled)
         return int(pooled.shape[1])
 
 

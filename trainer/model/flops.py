@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from trainer.model.modes import evaluation_mode
 from trainer.protocols import DefersLogits, HasSelfAttention, LanguageModelTask
 
 logger = logging.getLogger(__name__)
@@ -153,12 +154,12 @@ def _image_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            functional_call(model, shapes, torch.empty(1, *shape, device="meta"))
-    finally:
-        model.train(training)
+    with (
+        evaluation_mode(model),
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        functional_call(model, shapes, torch.empty(1, *shape, device="meta"))
     forward: int = counter.get_total_flops()
     return 3.0 * forward
