@@ -381,3 +381,17 @@ def test_the_study_of_heads_runs_and_goes_on_where_it_was(tmp_path: Path) -> Non
         (start, seed) for seed in (0, 1) for start in ("0.02", "priors")
     ]
     assert {row["seeds"] for row in study["differences"]} == {2}
+
+
+@pytest.mark.slow
+def test_the_study_of_heads_runs_small_jobs_of_several_lengths() -> None:
+    options = ["--encoders", "diabetes", "--starts", "features,0.02", "--steps", "1,2", "--seeds", "2"]
+    command = [sys.executable, "scripts/study_heads.py", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" s CPU ") == 8
+    for steps in (1, 2):
+        assert re.search(
+            rf"^diabetes +{steps} steps  0.02 - features +weights, test accuracy .*2 seeds", done.stdout, re.M
+        )
