@@ -117,6 +117,16 @@ def test_padding_does_not_matter_and_a_text_may_be_empty() -> None:
     torch.testing.assert_close(made(**short)[:1], alone, rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_padding_that_is_not_finite_changes_nothing() -> None:
+    made = model(num_token_types=1)
+    compared = torch.rand(2, 3, 24)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    pooled = made._pooled(compared, mask, None, None)
+
+    assert torch.equal(made._pooled(compared.masked_fill(~mask.unsqueeze(-1), torch.nan), mask, None, None), pooled)
+
+
 def test_a_single_text_is_compared_with_itself() -> None:
     made, texts = model(num_token_types=1), samples(5)
 

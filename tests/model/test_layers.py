@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import get_args
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,25 @@ class TestPooling:
             assert gradient[0, 2].tolist() == [0.0, 0.0], "padding has no gradient"
             assert gradient[0, :2].abs().sum() > 0
             assert torch.autograd.gradcheck(partial(pool, mask=MASK, pooling=pooling), (tokens,))
+
+    @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+    def test_padding_that_is_not_finite_changes_nothing(self, value: float) -> None:
+        for pooling in get_args(Pooling):
+            tokens = TOKENS.double().masked_fill(~MASK.unsqueeze(-1), value).requires_grad_()
+            pooled = pool(tokens, MASK, pooling)
+            (gradient,) = torch.autograd.grad(pooled.sum(), tokens)
+
+            assert pooled.tolist() == POOLED[pooling]
+            assert gradient[0, 2].tolist() == [0.0, 0.0]
+            assert gradient.isfinite().all()
+
+            # In packed rows, an index of -1 reads the first token of the rows, which belongs to another sample.
+            rows = TOKENS.double().masked_fill(torch.tensor([[True, False, False], [False] * 3]).unsqueeze(-1), value)
+            index = torch.tensor([[0, -1, -1], [3, 4, 5], [1, 2, -1]])
+            others = pool_samples(rows, None, index, pooling)[1:]
+
+            assert others.isfinite().all()
+            assert others[0].tolist() == POOLED[pooling][1]
 
     def test_mean_in_half_precision_is_summed_in_float32(self) -> None:
         tokens = torch.full((1, 4096, 1), 1.001, dtype=torch.float16)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.constraints import BelowOne, Count, validated
-from trainer.model.layers import take_tokens
+from trainer.model.layers import take_tokens, zero_padding
 
 
 class DecomposableAttention(nn.Module):
@@ -117,7 +117,7 @@ class DecomposableAttention(nn.Module):
         for text in range(self.num_texts):
             keep = (present if types is None else present & (types == text)).unsqueeze(-1)
             # Comparisons are at least 0, so masked ones change neither the sum nor the maximum, also of an empty text.
-            kept = compared * keep
+            kept = zero_padding(compared, keep)
             dtype = torch.promote_types(kept.dtype, torch.float32)
             count = keep.sum(dim=1, dtype=dtype).clamp(min=1)
             parts += [(kept.sum(dim=1, dtype=dtype) / count).to(kept.dtype), kept.amax(dim=1)]

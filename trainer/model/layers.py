@@ -224,6 +224,17 @@ class TokenTransformer(nn.Module):
         return output
 
 
+def zero_padding(tokens: Tensor, keep: Tensor) -> Tensor:
+    """Return `tokens` with 0 wherever the boolean `keep`, which broadcasts to them, is False.
+
+    Padding may contain values that are not finite, which a product with 0 would not remove. Its gradient is 0.
+    """
+    # The gradient of `threshold(keep, 0)`, given the gradient `tokens` of its result, is `where(keep, tokens, 0)`. On a
+    # CPU it takes as long as a product, half to a third of the time of `where` itself.
+    kept: Tensor = torch.ops.aten.threshold_backward(tokens, keep.to(tokens.dtype), 0)
+    return kept
+
+
 def pool(tokens: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Pool token vectors (B, T, D) to (B, D) over the tokens for which the boolean `mask` (B, T) is True.
 
@@ -238,7 +249,7 @@ def pool(tokens: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     keep = mask.unsqueeze(-1)
     if pooling == "max":
         return tokens.masked_fill(~keep, float("-inf")).amax(dim=1)
-    kept = tokens * keep  # a sixth of the time of `masked_fill`
+    kept = zero_padding(tokens, keep)
     # At least float32, also under autocast: a half-precision sum over hundreds of tokens loses digits.
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     return (kept.sum(dim=1, dtype=dtype) / keep.sum(dim=1, dtype=dtype)).to(tokens.dtype)
