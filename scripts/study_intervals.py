@@ -17,8 +17,9 @@ from statistics import NormalDist
 import numpy as np
 import pyarrow as pa
 
+from trainer.intervals.class_estimates import ClassAverage
 from trainer.intervals.confidence import draw_estimates, jackknife_interval, quantile_interval
-from trainer.intervals.estimates import ClassAverage, make_estimates
+from trainer.intervals.estimates import make_estimates
 from trainer.intervals.resampling import Units
 
 _NUM_REFERENCE = 500

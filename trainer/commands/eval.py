@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -16,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.decision import find_rule, rule_problems, use_kept_rule, validation_rows
 from trainer.commands.eval_slices import check_slices, measure_slices, measure_targets, print_slices, print_targets
+from trainer.commands.foreign_rows import check_foreign_rows, find_changed_keys, make_label
 from trainer.commands.row_inputs import worst_inputs_kept
 from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
-from trainer.config.stored import TRAINING_KEYS, differences, load_stored_config, parse_stored_config, unchanged_job
+from trainer.config.stored import load_stored_config, parse_stored_config
 from trainer.display import counted
 from trainer.documents import EVALUATION, EVALUATION_PARTS, undefined_reason
-from trainer.errors import ConfigError, DataError, raise_if_any
+from trainer.errors import raise_if_any
 from trainer.launch import launch
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
@@ -35,7 +34,7 @@ from trainer.report.metric_names import monitored_first
 from trainer.report.screen import phases_shown
 from trainer.shapes import CHECKSUM, DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 from trainer.signals import end_on_signals
-from trainer.validation_sets import VALIDATION, by_split, file_stem, is_validation
+from trainer.validation_sets import file_stem
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,16 +42,9 @@ if TYPE_CHECKING:
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
     from trainer.intervals.confidence import Interval
-    from trainer.mapped_files import MappedRows
     from trainer.precision import PrecisionName
     from trainer.ranks import Ranks
     from trainer.row_recorder import RowRecorder
-
-logger = logging.getLogger(__name__)
-
-_SPLITS = frozenset({"train", "validation", "test"})
-_NOT_DATA = frozenset({"strict", "cache_dir", "max_line_bytes", "max_expansion", "max_pixels"})
-"""Keys of `data` that do not change the rows."""
 
 
 class Evaluation(NamedTuple):
@@ -235,7 +227,7 @@ def evaluate_split(
     rows = encoded.splits[split]
     name, source = file_stem(split), {"digest": digest_of_rows(rows)}
     if changed:
-        name = f"{name}-{_make_label(split, changed)}-{source['digest'][:8]}"
+        name = f"{name}-{make_label(split, changed)}-{source['digest'][:8]}"
         source["data"] = " ".join(f"{key}={value}" for key, value in changed.items())
     file, task = checkpointed.folder / EVALUATIONS / f"{name}.json", checkpointed.task
     refuse_to_replace("eval", file, force=force, is_own=is_evaluation)
@@ -405,82 +397,6 @@ def is_evaluation(file: Path) -> bool:
         check_seal(document)
         return content == json.dumps(document, indent=1).encode() + b"\n"  # earlier versions have written NaN
     return False
-
-
-def find_changed_keys(checkpointed: CheckpointedModel, split: str, rows: MappedRows) -> Document:
-    """Return the keys that make the rows of a split differ from the run's own rows; empty for its own rows.
-
-    If the run has a score on the split, the digest of its rows decides; else the keys changed for this evaluation do.
-    """
-    from trainer.data.quality import digest_of_rows
-
-    changed = _changed_data_keys(checkpointed, split)
-    known = _read_digest(checkpointed.folder / EVALUATIONS / f"{file_stem(split)}.json")
-    if known is None:
-        return changed
-    if known == digest_of_rows(rows):
-        return {}
-    return changed or {f"data.{file_stem(split)}": "changed since the run's own score"}
-
-
-def _changed_data_keys(checkpointed: CheckpointedModel, split: str) -> Document:
-    """Return the changed keys on which the rows of a split depend, with their new values."""
-    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust, TRAINING_KEYS)
-    job = checkpointed.job
-    # A split with its own files does not depend on others; splits without files may take rows from training.
-    files = by_split(job.data.get(VALIDATION)) if is_validation(split) else job.data
-    is_independent = split != "train" and files.get(split) is not None
-    ignored = _NOT_DATA | (_SPLITS | {"split"} if is_independent else frozenset())
-    own_key = f"{file_stem(split)}."
-    changed = {
-        f"data.{key}": new
-        for key, _, new in differences(own.data, job.data)
-        if key.partition(".")[0] not in ignored or f"{key}.".startswith(own_key) or own_key.startswith(f"{key}.")
-    }
-    if own.loader.limit != job.loader.limit:
-        changed["loader.limit"] = job.loader.limit
-    return changed
-
-
-def _read_digest(file: Path) -> str | None:
-    try:
-        digest: str = parse_json(read_bytes(file), {"digest": str})["digest"]
-    except (OSError, DocumentError):
-        return None
-    return digest
-
-
-def _make_label(split: str, changed: Document) -> str:
-    """Return a word for other rows that is valid in a file name: the name of their file if there is one."""
-    key = f"data.{file_stem(split)}"
-    value = changed.get(key)
-    first = value[0] if isinstance(value, list) and value else value
-    stem = Path(str(first)).name.partition(".")[0] if key in changed else ""
-    return re.sub(r"[^\w-]+", "_", stem).strip("_") or "other"
-
-
-def check_foreign_rows(checkpointed: CheckpointedModel, split: str, rows: MappedRows) -> None:
-    """Warn of problems of rows that are not the run's own, such as rows that are in its training data.
-
-    Raises:
-        DataError: There are problems, and the job treats data problems as errors.
-    """
-    from trainer.builders.data import build_encoded
-    from trainer.data.quality import measure_quality
-
-    own = unchanged_job(checkpointed.config_text, checkpointed.job.trust, TRAINING_KEYS)
-    try:
-        train = build_encoded(own, checkpointed.task, fitted=True).splits["train"]
-    except (ConfigError, DataError) as error:
-        logger.warning("%s: cannot be compared with the training data: %s", split, error.messages[0])
-        return
-    name = split if split != "train" else "data.train"
-    warnings = measure_quality({"train": train, name: rows}, checkpointed.task.target).warnings()
-    problems = [warning for warning in warnings if warning.startswith(f"{name}:")]
-    if problems and checkpointed.job.data.get("strict"):
-        raise DataError(*(f"data.strict: {problem}" for problem in problems))
-    for problem in problems:
-        logger.warning(problem)
 
 
 def print_scores(console: Console, checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:

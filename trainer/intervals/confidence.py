@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from trainer.documents import undefined_reason
-from trainer.intervals.estimates import ClassAverage, Share, estimate_again, make_estimates, metric_arguments
+from trainer.intervals.class_estimates import ClassAverage, Share
+from trainer.intervals.estimates import estimate_again, make_estimates, metric_arguments
 from trainer.intervals.resampling import NUM_DRAWS, Estimate, Units
 from trainer.layout import Document
 from trainer.predictions import read_predictions

@@ -278,10 +278,14 @@ def _lora_targets(
     return tuple(matches), problems
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is transformers' `Conv1D`, the class of the linear layers of GPT-2."""
+    return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"
+
+
 def _is_linear(module: nn.Module) -> bool:
-    # transformers' Conv1D, in GPT-2, is a linear layer; the output layer of torch's attention is never called itself.
-    is_conv1d = type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"
-    return is_conv1d or (
+    # The output layer of torch's attention is never called itself.
+    return is_conv1d(module) or (
         isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     )
 

@@ -16,7 +16,7 @@ from trainer.checkpoint.tensors import encode
 from trainer.constraints import BelowOne, NonNegativeInt
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
-from trainer.model.finetuning import matching_parameters
+from trainer.model.finetuning import is_conv1d, matching_parameters
 
 Amount: TypeAlias = NonNegativeInt | BelowOne
 """A share in [0, 1), or a count if it is an integer: 1 is one element, 1.0 would be all."""
@@ -95,15 +95,10 @@ def select_parameters(model: nn.Module, patterns: Sequence[str] | None) -> dict[
 
 
 def _hidden_layers(model: nn.Module) -> set[int]:
-    layers = {id(module.weight) for module in model.modules() if isinstance(module, _LAYERS) or _is_conv1d(module)}
+    layers = {id(module.weight) for module in model.modules() if isinstance(module, _LAYERS) or is_conv1d(module)}
     head = getattr(model, _HEAD, None)
     excluded = [module for module in model.modules() if isinstance(module, nn.Embedding) or module is head]
     return layers - {id(parameter) for module in excluded for parameter in module.parameters()}
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # transformers' class for the linear layers of GPT-2.
-    return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == "Conv1D"
 
 
 def _no_match(weights: Collection[str], pattern: str) -> str:
