@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.support.loss_sums import check_order_is_free, check_parts_add_up, value_and_gradient
 from trainer import testing
+from trainer.builders.memory import LiveTensors
 from trainer.errors import ConfigError, RowError
 from trainer.loss.global_pointer import GlobalPointer, rotate, span_terms
 
@@ -71,6 +72,27 @@ def test_scores_are_those_of_the_formula() -> None:
     for row, index, first, last in itertools.product(range(2), range(CLASSES), range(6), range(6)):
         expected = score_by_formula(loss, output[row], index, first, last) if first <= last else 0.0
         assert scores[row, index, first, last].item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_equal_scores_start_near_the_minimum_of_the_loss() -> None:
+    loss, target = GlobalPointer(4, 1).double(), torch.full((1, 90, 1), -1)
+    target[0, 10, 0] = 12
+    scores = loss.scores(torch.zeros(1, 90, 8, dtype=torch.float64))
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(span_terms(scores + shift, target).sum(), shift)
+    (from_zero,) = torch.autograd.grad(span_terms(0 * scores + shift, target).sum(), shift)
+    assert abs(slope) < 0.02 < 0.4 < abs(from_zero)
+
+
+def test_a_backward_pass_needs_one_tensor_of_the_size_of_the_scores() -> None:
+    loss = make().float()
+    output, target = torch.randn(2, 200, 8, requires_grad=True), torch.full((2, 200, 1), -1)
+    with LiveTensors(loss.parameters()) as live:
+        value = loss(output, target)
+        del target
+        stored = live.count()
+    value.backward()
+    assert 1 <= stored / (4 * 2 * CLASSES * 200**2) < 1.2
 
 
 def test_products_depend_on_the_distance_of_the_tokens() -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from trainer.constraints import Count, Rule, validated
 from trainer.errors import ConfigError, format_error
 from trainer.loss.classification import promote_to_float32
 from trainer.loss.regression import count_tensor
-from trainer.spans import possible_spans, span_cells
+from trainer.spans import SpanCells, possible_spans, span_cells
 from trainer.targets import check_spans
 
 _ROTARY_BASE = 10_000
+_START = -4.0
+"""The score of every span before training.
+
+If all scores are equal, the loss of N spans that are not of a class and n that are is the smallest at -log(N / n) / 2.
+For texts of about 100 tokens this is near -4. A start at 0 would spend its first steps on the way there.
+"""
 
 
 class GlobalPointer(nn.Module):
@@ -34,7 +41,7 @@ class GlobalPointer(nn.Module):
 
     Su et al. 2022, "Global Pointer: novel efficient span-based approach for named entity recognition",
     https://arxiv.org/abs/2208.03054, in the efficient form (eq. 9): the classes share q and k. The scores need
-    B * C * T * T numbers, and a training step about four times as many.
+    B * C * T * T numbers, and a training step about three times as many.
 
     Args:
         head_size: Features of a query and of a key, even.
@@ -56,6 +63,7 @@ class GlobalPointer(nn.Module):
         self.in_features = 2 * head_size
         self.num_outputs = num_outputs
         self.boundaries = nn.Linear(self.in_features, 2 * num_outputs)
+        nn.init.constant_(self.boundaries.bias, _START / 2)
 
     def scores(self, output: Tensor) -> Tensor:
         """Return the scores of all spans (B, C, T, T) of features (B, T, 2 * head_size), at least float32.
@@ -69,7 +77,8 @@ class GlobalPointer(nn.Module):
         features = promote_to_float32(output)
         query, key = (rotate(part) for part in features.chunk(2, dim=-1))
         weight, bias = self.boundaries.weight.to(features.dtype), self.boundaries.bias.to(features.dtype)
-        first, last = F.linear(features, weight, bias).transpose(1, 2).chunk(2, dim=1)
+        # Contiguous, so that the scores are, too.
+        first, last = F.linear(features, weight, bias).transpose(1, 2).contiguous().chunk(2, dim=1)
         products = query @ key.transpose(1, 2) / self.head_size**0.5
         scores: Tensor = products[:, None] + first[..., None] + last[:, :, None]
         return scores
@@ -111,18 +120,46 @@ def rotate(vectors: Tensor) -> Tensor:
 
 def span_terms(scores: Tensor, target: Tensor) -> Tensor:
     """Return the loss of each sample and class, (B, C), of scores (B, C, T, T) and a target (B, T, M)."""
-    num_samples, num_classes = scores.shape[:2]
+    num_classes = scores.shape[1]
     spans = span_cells(target, num_classes)
-    flat = scores.flatten(1)
     # One more cell, in which the entries that are no spans have no effect.
-    places = spans.cells.masked_fill(~spans.exist, flat.shape[1])
-    is_span = scores.new_zeros((num_samples, flat.shape[1] + 1), dtype=torch.bool).scatter(1, places, True)[:, :-1]
+    num_cells = scores[0].numel() if len(scores) else 0
+    places = spans.cells.masked_fill(~spans.exist, num_cells)
+    is_span = scores.new_zeros((len(scores), num_cells + 1), dtype=torch.bool).scatter(1, places, True)[:, :-1]
     is_other = possible_spans(target)[:, None] & ~is_span.view(scores.shape)
-    # Finite, so that a class without a span has a gradient, and the gradient is 0.
-    low = torch.finfo(scores.dtype).min / 4
-    others = scores.masked_fill(~is_other, low).flatten(2)
-    is_class = spans.classes[:, None] == torch.arange(num_classes, device=target.device)[:, None]
-    own = -flat.gather(1, spans.cells)[:, None].expand(is_class.shape)
-    own = own.masked_fill(~(is_class & spans.exist[:, None]), low)
-    zero = scores.new_zeros(())
-    return torch.logaddexp(others.logsumexp(dim=2), zero) + torch.logaddexp(own.logsumexp(dim=2), zero)
+    terms: Tensor = _SpanTerms.apply(scores, is_other, spans)  # type: ignore[no-untyped-call]
+    return terms
+
+
+class _SpanTerms(torch.autograd.Function):
+    """The sum of both logarithms of each sample and class.
+
+    The forward pass makes the gradient, too, from the powers that it sums: automatic differentiation would need three
+    times the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, is_other: Tensor, spans: SpanCells) -> Tensor:
+        num_classes, zero = scores.shape[1], scores.new_zeros(())
+        # Finite, so that a class without a span has a gradient, and the gradient is 0.
+        low = torch.finfo(scores.dtype).min / 4
+        powers = scores.masked_fill(~is_other, low).flatten(2)
+        top = powers.amax(dim=2, keepdim=True)
+        powers.sub_(top).exp_()
+        others = torch.logaddexp(powers.sum(dim=2).log() + top[..., 0], zero)
+        is_class = spans.classes[:, None] == torch.arange(num_classes, device=scores.device)[:, None]
+        opposite = -scores.flatten(1).gather(1, spans.cells)
+        own = opposite[:, None].masked_fill(~(is_class & spans.exist[:, None]), low).logsumexp(dim=2)
+        own = torch.logaddexp(own, zero)
+        if ctx.needs_input_grad[0]:
+            powers.mul_((top[..., 0] - others).exp_()[..., None])
+            shares = (opposite - own.gather(1, spans.classes)).exp_().masked_fill_(~spans.exist, 0)
+            powers = powers.flatten(1).scatter_add_(1, spans.cells, -shares)
+            ctx.save_for_backward(powers.view(scores.shape))
+        return others + own
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale[..., None, None], None, None
