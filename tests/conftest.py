@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-import tests.support.composed  # composes each choice of options once
 import tests.support.unsynced  # noqa: F401  waits for no disk
+from tests.support import composed
 from trainer.export import timing
 
 timing.SECONDS_PER_MODEL = 0.0
@@ -31,6 +31,13 @@ sys.dont_write_bytecode = False
 settings.register_profile("thorough", deadline=None, derandomize=True, database=None)
 settings.register_profile("tests", settings.get_profile("thorough"), max_examples=30)
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compositions_shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lets the processes of a run share what they compose, in the folder that holds their own folders."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        composed.share(tmp_path_factory.getbasetemp().parent / "composed")
 
 
 def pytest_collection_finish() -> None:
