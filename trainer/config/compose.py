@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -26,6 +26,9 @@ from trainer.config import schema, signatures
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
 from trainer.errors import ConfigError, did_you_mean, format_error
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
 
 _OWN_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 """Exceptions of Hydra and OmegaConf whose messages are sentences."""
@@ -82,11 +85,12 @@ def publish_hydra_config(config: DictConfig) -> None:
     with read_write(config.hydra), open_dict(config.hydra):
         # A sweep replaces the number and id of the job after the check.
         config.hydra.job.num, config.hydra.job.id = 0, "0"
-    HydraConfig.instance().set_config(config)
+    # Not by `set_config`, which copies Hydra's part only to have one with the same parent.
+    HydraConfig.instance().cfg = cast("HydraConf", config)
     output_dir = os.path.abspath(str(OmegaConf.select(config, "hydra.run.dir")))
-    for holder in (config, cast(DictConfig, HydraConfig.instance().cfg)):
-        with read_write(holder.hydra), open_dict(holder.hydra):
-            holder.hydra.runtime.output_dir = output_dir
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.runtime.output_dir = output_dir
+    OmegaConf.set_readonly(config.hydra, True)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -122,9 +126,8 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.utils import configure_log, env_override, run_job
 
-    for holder in (config, cast(DictConfig, HydraConfig.instance().cfg)):
-        with read_write(holder.hydra), open_dict(holder.hydra):
-            holder.hydra.mode = RunMode.RUN
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.mode = RunMode.RUN
     callbacks = Callbacks(config)
     if not callbacks.callbacks and config.hydra.output_subdir is None and not config.hydra.job.chdir:
         # The same without the copies for callbacks and files, which take longer than a small job.
@@ -218,8 +221,11 @@ def plain(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
 
     If there is such a message, interpolations stay as they are written. `???` always stays.
     """
+    written = unresolved(config)
+    if "${" not in str(written):
+        return written, []
     problems = list(filter(None, (_unresolved(config, path) for path in _interpolations(config))))
-    return unresolved(config) if problems else _container(config, resolve=True), problems
+    return written if problems else _container(config, resolve=True), problems
 
 
 def unresolved(config: DictConfig) -> dict[str, Any]:
