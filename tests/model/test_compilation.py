@@ -136,17 +136,30 @@ def test_a_model_for_changing_shapes_is_compiled_as_a_whole(folders: Folders, pr
     assert programs() <= 2
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["blocks", "whole"])
-@pytest.mark.parametrize("name", typical(["text_encoder", "decoder", "bert"], "bert"))
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("bert", "blocks"),
+        ("text_encoder", "whole"),
+        *(
+            pytest.param(name, part, marks=pytest.mark.slow)
+            for name, part in [
+                *(("text_encoder", "blocks"), ("decoder", "blocks"), ("decoder", "whole")),
+                ("bert", "whole"),  # of which every layer is traced: seconds
+            ]
+        ),
+    ],
+)
 def test_variable_length_attention_is_compiled_without_a_break(
-    name: str, dynamic: bool, folders: Folders, programs: Count, monkeypatch: pytest.MonkeyPatch
+    name: str, part: str, folders: Folders, programs: Count, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = attention.Kernel("reference", masked_varlen_attn, frozenset({torch.float32}))
     monkeypatch.setitem(attention.KERNELS, "cpu", kernel)
     no_dropout = {"attention_probs_dropout_prob": 0.0}
     monkeypatch.setitem(MODELS, "bert", lambda folders: model_of(folders("bert"), config=no_dropout))
     eager, model = build(name, folders), build(name, folders)
-    compile_for_training([model] if dynamic else find_blocks(model), CPU, dynamic=dynamic)
+    is_whole = part == "whole"
+    compile_for_training([model] if is_whole else find_blocks(model), CPU, dynamic=is_whole)
 
     for texts in (13, 14):
         inputs = layouts(texts)[1]
