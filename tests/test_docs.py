@@ -229,6 +229,27 @@ def test_a_slow_command_runs(command: str, folder: Path) -> None:
     run_command(command)
 
 
+def trains_on_the_library(command: str) -> bool:
+    """Return whether a command trains on the standard library, with parts of this project, in one process."""
+    experiment = re.search(r"\bexperiment=(\w+)", command)
+    return not is_launched(command) and "my_" not in command and (not experiment or experiment[1].startswith("stdlib"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*filter(trains_on_the_library, dict.fromkeys(RUNS.values()))])
+def test_a_run_of_the_pages_is_trained_on_the_whole_library(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other commands read two modules of each topic."""
+    topics = stdlib._MODULES_OF_TOPIC.items()
+    whole = {module: topic for topic, modules in topics for module in modules.split()}
+    monkeypatch.setattr(stdlib, "_TOPIC", whole)
+    with working_in(tmp_path):
+        run_command(command)
+    (run,) = runs_in(command)
+    assert (tmp_path / run / "eval/test.json").exists()
+
+
 def test_the_reference_is_current() -> None:
     generated = runpy.run_path(str(ROOT / "scripts/reference.py"))["pages"]()
     stored = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs/reference").glob("*.md")}
