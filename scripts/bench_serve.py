@@ -69,7 +69,7 @@ class Turn(NamedTuple):
 @contextmanager
 def server(run: Path, threads: int) -> Iterator[tuple[int, int]]:
     """Start a server; yield its process id and its port."""
-    arguments = ["serve", f"run={run}", "port=0", f"threads={threads}", "max_waiting=100000"]
+    arguments = ["serve", f"run={run}", "port=0", f"threads={threads}", "max_waiting=100000", "timeout=300"]
     script = "import sys; from trainer.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

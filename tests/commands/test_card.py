@@ -68,6 +68,7 @@ def test_the_card_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "| high\\|er |" in card
     assert "A row has `a` (a number), `b` (a number).\n" in card
     assert "`high|er`, `low`: the 2 outputs in the order of `labels.json`." in card
+    assert "python predict.py rows.csv\n" in card
     assert "| onnx | export/model.onnx |" in card
     assert "| train.duration | 4 | 4ep |" in card
     assert "a table. The answer is the most likely one of 2 labels, with its probability.\n" in card

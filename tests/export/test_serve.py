@@ -396,6 +396,20 @@ def test_event_loop_answers_requests_that_arrived_together_in_batches() -> None:
     assert batcher.num_batches == 6
 
 
+def test_a_request_that_nobody_waits_for_ends_with_its_batch() -> None:
+    gate = Gate()
+    batcher = Batcher(gate.answer, 2, 100)
+    long = batcher.submit(texts(*"abcdefgh"), 1)
+    gate.started.wait()
+    next_one = batcher.submit(texts("i"), 1)
+    assert not long.cancel(), "a thread is computing it"
+    gate.open.set()
+    assert next_one.result() == [{"text": "i", "top": 1}]
+    batcher.close()
+    assert gate.batches == [["a", "b"], ["i"]]
+    assert batcher.num_waiting == 0
+
+
 def test_faults_of_the_model_reach_their_requests_only() -> None:
     gate = Gate()
     gate.open.set()

@@ -229,10 +229,11 @@ def _uses() -> str:
 def _loading(artifacts: Path, manifest: Document) -> str:
     """Return how to load the artifacts: with the scripts in their folder, in code, and with this tool."""
     files = {entry["file"] for entry in manifest["files"]}
+    rows = _EXAMPLE_INPUTS.get(",".join(manifest["reads"]), "rows.csv")
     lines = [f"cd {EXPORT}"]
     if PREDICT_SCRIPT in files:
         checks = ["python predict.py --check"] if (artifacts / "golden.json").is_file() else []
-        lines += [f"pip install {script_packages(manifest)}", *checks, "python predict.py --help"]
+        lines += [f"pip install {script_packages(manifest)}", *checks, f"python predict.py {rows}"]
     elif "generate.py" in files:
         lines += ["pip install onnxruntime numpy tokenizers", 'python generate.py "a prompt"']
     text = "## Use the artifacts\n\n"
@@ -241,7 +242,6 @@ def _loading(artifacts: Path, manifest: Document) -> str:
     if code := graph_code(artifacts, manifest):
         text += f"In Python, in the folder `{EXPORT}`:\n\n{code}\n\n"
     if PREDICT_SCRIPT in files:
-        rows = _EXAMPLE_INPUTS.get(",".join(manifest["reads"]), "rows.csv")
         commands = f"trainer predict run={EXPORT} input={rows}\ntrainer serve run={EXPORT}"
         text += f"With trainer, next to the folder `{EXPORT}`:\n\n```sh\n{commands}\n```\n\n"
     return f"{text}`{EXPORT}/README.md` describes each file, and `{EXPORT}/manifest.json` has their checksums."

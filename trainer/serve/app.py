@@ -179,20 +179,26 @@ class Service:
 
     async def _answer(self, request: Request) -> list[Row]:
         body = await self._read_body(request)
-        parts = body, self._limits.max_rows
-        rows, top = parse_body(*parts) if len(body) < _LARGE_BODY else await asyncio.to_thread(parse_body, *parts)
-        parsed: list[Row | None] = []
-        errors: list[str] = []
-        for item in rows:
-            try:
-                parsed.append(self._parse(item))
-            except Exception as error:  # a broken row can raise anything
-                parsed.append(None)
-                errors.append(cut(self._model.reason_of(error)))
-        usable = [row for row in parsed if row is not None]
+        rows, errors, top = (
+            self._read_rows(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(self._read_rows, body)
+        )
+        usable = [row for row in rows if row is not None]
         answers = iter(await self._wait_for(usable, top) if usable else [])
         reasons = iter(errors)
-        return [{"error": next(reasons)} if row is None else next(answers) for row in parsed]
+        return [{"error": next(reasons)} if row is None else next(answers) for row in rows]
+
+    def _read_rows(self, body: bytes) -> tuple[list[Row | None], list[str], int]:
+        """Return the rows of a request, None for a broken one; the reason of each broken row; and `top`."""
+        items, top = parse_body(body, self._limits.max_rows)
+        rows: list[Row | None] = []
+        errors: list[str] = []
+        for item in items:
+            try:
+                rows.append(self._parse(item))
+            except Exception as error:  # a broken row can raise anything
+                rows.append(None)
+                errors.append(cut(self._model.reason_of(error)))
+        return rows, errors, top
 
     def _parse(self, item: object) -> Row:
         row, largest = self._model.parse(item), self._limits.max_characters

@@ -25,10 +25,25 @@ class QueueFullError(Exception):
     """More rows are waiting than allowed."""
 
 
+class _Answers(Future[list[Row]]):
+    """The future answers of a request. Python cannot cancel what a thread already computes, so it looks here."""
+
+    is_abandoned = False
+
+    def cancel(self) -> bool:
+        self.is_abandoned = True
+        return super().cancel()
+
+
 class _Request(NamedTuple):
     rows: list[Row]
     top: int
-    future: Future[list[Row]] | asyncio.Future[list[Row]]
+    future: _Answers | asyncio.Future[list[Row]]
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the answers any more."""
+        return isinstance(self.future, _Answers) and self.future.is_abandoned
 
     def set_result(self, answers: Iterator[Row]) -> None:
         """Take the next answers as its own, unless the client no longer waits."""
@@ -71,16 +86,19 @@ class Batches:
     def answer(self, requests: list[_Request]) -> None:
         """Answer requests that share a batch, or a single request of any size."""
         try:
-            answers = iter(self._answer_rows([row for request in requests for row in request.rows], requests[0].top))
+            answers = iter(self._answer_rows(requests))
             for request in requests:
                 request.set_result(answers)
         except Exception as error:
             for request in requests:
                 request.set_exception(error)
 
-    def _answer_rows(self, rows: list[Row], top: int) -> list[Row]:
+    def _answer_rows(self, requests: list[_Request]) -> list[Row]:
+        rows, top = [row for request in requests for row in request.rows], requests[0].top
         answers: list[Row] = [{}] * len(rows)
         for places in self._divide(rows):
+            if all(request.is_abandoned for request in requests):
+                break
             for place, answer in zip(places, self._answer([rows[place] for place in places], top), strict=True):
                 answers[place] = answer
             self.count += 1
@@ -135,12 +153,12 @@ class Batcher:
         return self._batches.count
 
     def submit(self, rows: list[Row], top: int) -> Future[list[Row]]:
-        """Return the future answers of a request. It may be cancelled until they are being computed.
+        """Return the future answers of a request. If it is cancelled, no further batch of them is computed.
 
         Raises:
             QueueFullError: Too many rows are waiting. A request alone is never refused.
         """
-        future: Future[list[Row]] = Future()
+        future = _Answers()
         with self._changed:
             if self.num_waiting and self.num_waiting + len(rows) > self._max_waiting:
                 raise QueueFullError
@@ -207,6 +225,6 @@ class LoopBatcher:
         self._batches.answer(requests)
 
 
-def _start(future: Future[list[Row]] | asyncio.Future[list[Row]]) -> bool:
+def _start(future: _Answers | asyncio.Future[list[Row]]) -> bool:
     """Return whether the client still waits; then the future can no longer be cancelled."""
-    return not isinstance(future, Future) or future.set_running_or_notify_cancel()
+    return not isinstance(future, _Answers) or future.set_running_or_notify_cancel()
