@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 
 from trainer.builders.contracts import check_contract
 from trainer.config.groups import HYDRA_KEYS, OWN
-from trainer.config.validate import CALL_ARGUMENTS, is_the_part, missing_argument
+from trainer.config.parts import CALL_ARGUMENTS, is_the_part, missing_argument
 from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
 from trainer.layout import Document
 

@@ -14,12 +14,13 @@ from trainer.config import compose, jobs, overrides, schema
 from trainer.config.groups import Groups, KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
+from trainer.config.parts import validate_value
 from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
 from trainer.config.resume import compose_resumed
 from trainer.config.stored import exported_config, load_stored_config, with_overrides
 from trainer.config.sweep import Sweep, find_sweep
 from trainer.config.trust import keep_references, literal_problems, resolve_environment, trust_problems
-from trainer.config.validate import job_of, typed_job, validate_config, validate_value
+from trainer.config.validate import job_of, typed_job, validate_config
 from trainer.documents import flatten
 from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
 from trainer.layout import SWEEP, expand_home

@@ -17,7 +17,8 @@ from trainer.annotations import IsDuration, IsTime, fixed_items, item_of, metada
 from trainer.atomic_io import create_folder, write_text
 from trainer.config import jobs, schema
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder, working_folder
-from trainer.config.validate import HYDRA_KEY_TYPES, SYNTAX, key_annotation, read_signature
+from trainer.config.parts import HYDRA_KEY_TYPES, key_annotation, read_signature
+from trainer.config.validate import SYNTAX
 from trainer.durations import text_pattern, time_pattern
 from trainer.errors import ConfigError
 from trainer.shapes import to_json

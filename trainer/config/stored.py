@@ -19,13 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config import jobs, schema, signatures
 from trainer.config.compose import set_value, unresolved
 from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder, yaml_problem
+from trainer.config.parts import complete_part, validate_value
 from trainer.config.paths import locate_paths
 from trainer.config.trust import (
     ENVIRONMENT,
     resolve_environment,
     trust_problems,
 )
-from trainer.config.validate import complete_part, job_of, typed_job, validate_config, validate_value
+from trainer.config.validate import job_of, typed_job, validate_config
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
 from trainer.layout import CONFIG, EXPORT_MANIFEST

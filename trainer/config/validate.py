@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
-from trainer.annotations import (
-    character_problems,
-    describe,
-    fits_type,
-    forms,
-    is_constrained,
-    literals,
-    mapping_item,
-    mapping_keys,
-    value_problems,
-)
+from trainer.annotations import character_problems, fits_type, literals
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
 from trainer.config.foreign_names import foreign_value
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
+from trainer.config.groups import OWN, KnownKeys
 from trainer.config.metrics import validate_metrics
-from trainer.config.signatures import Signature
+from trainer.config.parts import read_signature, validate_part, validate_value
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
-from trainer.errors import did_you_mean, format_error, install, raise_if_any, show_value
-from trainer.rules import broken_rules
+from trainer.errors import did_you_mean, format_error, install, raise_if_any
 from trainer.validation_sets import SPLIT_PATTERN, is_image_set, name_problems, named_sets, set_problem, validation_of
-
-MEASURED = "optimizer.lr"
-"""A key that may be `auto`; the optimizer then gets the value that a range test selects."""
 
 _MAX_RUN_NAME = 200
 """A folder's name may have 255 bytes; the date, the time and a number come before and after this one."""
@@ -44,31 +28,6 @@ SYNTAX = {
     "start": (r"step-\d+", "must be step-N"),
     "split": (SPLIT_PATTERN, "must be train, test, validation or validation/<name>"),
 }
-CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
-"""Number of arguments by position that a target gets in a call if it is the part itself."""
-
-DURATIONS = ("scheduler", "perturb")
-"""Groups whose keys `x` are durations if the target has a parameter `x_steps`."""
-
-HYDRA_KEY_TYPES: Mapping[str, object] = {
-    "_partial_": bool,
-    "_convert_": Literal["none", "partial", "object", "all"],
-    "_recursive_": bool,
-    "_args_": list,
-}
-"""Keys with which Hydra makes a part that is plugged in."""
-
-_TASK_INFO = f"{OWN}protocols.TaskInfo"
-_BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
-    "model": frozenset({"architecture"}),
-    "loss": frozenset({"teacher_model"}),
-    "optimizer": frozenset({"params", "hidden"}),
-    "scheduler": frozenset({"total_steps"}),
-    "prune": frozenset({"seed"}),
-    "perturb": frozenset({"target"}),
-}
-"""Parameters that `builders` fills in by name. Models and losses also get the fields of `TaskInfo`."""
-
 _OF_SCIKIT_LEARN = frozenset({"breast_cancer", "diabetes", "digits"})
 
 _FREEZE = "An entry is a pattern of parameter names, or {match: <pattern>, until: <duration>}"
@@ -105,7 +64,7 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
     for name, annotation in keys.items():
         value = config.get(name)
         if name in schema.groups(known.job_type):
-            problems += _validate_part(name, value, known)
+            problems += validate_part(name, value, known)
         elif name in sections:
             problems += _validate_section(name, value, sections[name], known)
         elif name not in config:
@@ -132,207 +91,6 @@ def _validate_section(name: str, section: object, section_type: type, known: Kno
     for key, value in section.items():
         problems += validate_value(f"{name}.{key}", value, keys[key]) if key in keys else []
     return problems
-
-
-def validate_value(path: str, value: object, annotation: object) -> list[str]:
-    """Return the problems of a value that must fit `annotation`."""
-    if value == "???":
-        return [format_error(path, "needs a value", f"Set {path}=<{describe(annotation)}>")]
-    # An interpolation that is still there has been reported already.
-    if "${" in str(value):
-        return []
-    if fits_type(value, annotation):
-        return value_problems(path, value, annotation)
-    if isinstance(value, Mapping) and (allowed := mapping_keys(annotation)):
-        unknown = [(f"{path}.{key}", str(key), item) for key, item in value.items() if key not in allowed]
-        if unknown:
-            return [
-                format_error(at, "unknown key", did_you_mean(key, allowed), value=item) for at, key, item in unknown
-            ]
-    if isinstance(value, Mapping) and value and (inner := mapping_item(annotation)):
-        return [problem for key, item in value.items() for problem in validate_value(f"{path}.{key}", item, inner)]
-    remedy = LENGTH_FORMS if path == "train.duration" else forms(annotation)
-    if isinstance(value, str) and fits_type([value], annotation):
-        remedy = f"Write {path}=[{value}]"
-    elif value is None:
-        remedy = "Leave it out to keep its default"
-    if path == "device" and type(value) is int:
-        remedy = f"Set device=cuda:{value} for one GPU, or devices=N for several"
-    if (here := foreign_value(path, value)) is not None:
-        remedy = f"Set {path}={here}"
-    # The message lists all values, so a remote guess would only mislead: 8-bit floats are not "fp32".
-    known = literals(annotation)
-    wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in known]
-    if wrong and isinstance(wrong[0], str) and (near := get_close_matches(wrong[0], known, n=1, cutoff=0.6)):
-        remedy = f"Did you mean {near[0]}"
-    return [format_error(path, f"must be {describe(annotation)}", remedy, value=value)]
-
-
-# Parts
-
-
-def _validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
-    """Return the problems of the part of a group: its target, keys and values."""
-    if part is None and group not in schema.required_groups(known.job_type):
-        return []
-    remedy = f"Choose one of {known.groups.listed(group)}"
-    if not isinstance(part, Mapping):
-        return [format_error(group, "must be the name of an option", remedy, value=part)]
-    shared = schema.shared_keys(known.job_type, group)
-    values = ((key, part[key]) for key in shared if key in part)
-    problems = [problem for key, value in values for problem in validate_value(f"{group}.{key}", value, shared[key])]
-    own = {str(key): value for key, value in part.items() if key not in shared}
-    target = part.get("_target_")
-    if not isinstance(target, str) or target == "???":
-        problem = "must be the dotted name of a class or function"
-        return [*problems, format_error(f"{group}._target_", problem, remedy, value=target)]
-    signature, wrong_target = read_signature(group, target)
-    checked = {key: _validate_key(group, key, value, target, signature, known) for key, value in own.items()}
-    problems += [*chain.from_iterable(checked.values()), *wrong_target]
-    if signature is None:
-        return problems
-    problems += [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
-    wrong = frozenset(key for key, messages in checked.items() if messages)
-    problems += [] if signature.faults else broken_rules(own, signature.rules, prefix=f"{group}.", skip=wrong)
-    if target.startswith(OWN):
-        return [*problems, *_validate_option_keys(group, own, signature, known)]
-    unset = _missing_arguments(group, own, signature, known)
-    return [*problems, *(missing_argument(group, name, target) for name in unset)]
-
-
-def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, is_class: bool) -> bool:
-    """Return whether a target is the part, its arguments bound, instead of making the part.
-
-    A replaced `_target_` keeps the `_partial_` of its option, but a class always makes the part, and a function of the
-    step (one of its parameters' `names`) is a schedule.
-    """
-    return not is_class and (bool(part.get("_partial_")) or (group == "scheduler" and "step" in names))
-
-
-def missing_argument(group: str, name: str, target: str) -> str:
-    """Return the message about a required parameter that nobody sets; `x_steps` of a duration is the key `x`."""
-    is_duration = group in DURATIONS and name.endswith("_steps")
-    key, value = (name.removesuffix("_steps"), "5%") if is_duration else (name, "<value>")
-    remedy = f"Set ++{group}.{key}={value}, or give {name} a default"
-    if "." in group:  # an entry of a list
-        remedy = f"Add {name}: {value} to the entry, or give {name} a default"
-    return format_error(f"{group}.{key}", f"is missing; {target} needs it for its parameter {name}", remedy)
-
-
-def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> list[str]:
-    """Return the required parameters of a plugged-in part that neither its keys nor `builders` set."""
-    task = value_at(known.tree, "task._target_")
-    # The facts of another task may have more fields; then it is checked when the part is made.
-    is_own_task = isinstance(task, str) and task.startswith(OWN)
-    if signature.is_wrapped or "_args_" in part or (group in ("model", "loss") and not is_own_task):
-        return []
-    is_part = is_the_part(group, part, signature.annotations, is_class=signature.is_class)
-    names = list(signature.annotations)[CALL_ARGUMENTS.get(group, 0) if is_part else 0 :]
-    provided = {*part, *_BUILDER_ARGUMENTS.get(group, ())}
-    if group in DURATIONS:
-        provided |= {f"{key}_steps" for key in part}
-    if group in ("model", "loss") and (task_info := signatures.read(_TASK_INFO)):
-        provided |= task_info.annotations.keys()
-    return [name for name in names if name in signature.required - provided]
-
-
-def read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:
-    """Return the signature of a target if its source can be read, and the problem of the target."""
-    package = target.partition(".")[0]
-    if not package.isidentifier() or "." not in target:
-        problem, remedy = "must be the dotted name of a class or function", "Write it like my_package.MyLoss"
-    elif find_spec(package) is None and not is_local(package):
-        problem, remedy = f"there is no package {package}", "Install it, or put it in the working directory"
-    else:
-        try:
-            return signatures.read(target), []
-        except LookupError as error:
-            problem, _, remedy = str(error).partition(". ")
-            problem, remedy = (
-                ("does not exist", str(error)) if target.startswith(OWN) else (problem.rstrip("."), remedy)
-            )
-    return None, [format_error(f"{group}._target_", problem, remedy, value=target)]
-
-
-def _validate_key(
-    group: str, key: str, value: object, target: str, signature: Signature | None, known: KnownKeys
-) -> list[str]:
-    """Return the problems of a key of a part; a user's own part has any key, and values are free unless limited."""
-    path = f"{group}.{key}"
-    if key in HYDRA_KEYS:
-        return _validate_hydra_key(group, key, value, target, known)
-    annotation = key_annotation(group, key, target, signature)
-    return [known.unknown(path, value)] if annotation is None else validate_value(path, value, annotation)
-
-
-def key_annotation(group: str, key: str, target: str, signature: Signature | None) -> object | None:
-    """Return the annotation of a key of a part that is no key of Hydra; None if the part has no such key."""
-    annotation: Any = Any if signature is None else signature.annotation(key)
-    if not target.startswith(OWN) and not is_constrained(annotation):
-        annotation = Any
-    elif annotation is not None and f"{group}.{key}" == MEASURED and target.startswith(OWN):
-        annotation |= Literal["auto"]
-    checked: object | None = annotation
-    return checked
-
-
-def _validate_hydra_key(group: str, key: str, value: object, target: str, known: KnownKeys) -> list[str]:
-    """Return the problems of a key with which Hydra makes a part; a part of this project has the keys of its option."""
-    path = f"{group}.{key}"
-    if key == "_target_":
-        return []
-    if target.startswith(OWN):
-        option = known.groups.option_of(group, target)
-        content = known.groups.content(group, option) if option else {}
-        if key not in content:
-            return [format_error(path, f"has no effect on {target}", "Leave it out", value=value)]
-        required = content[key]
-        return [] if value is required else [format_error(path, f"must be {show_value(required)}", value=value)]
-    if key == "_partial_" and value is True and group not in CALL_ARGUMENTS:
-        return [format_error(path, f"must be false, as a {group} is made with its keys", value=value)]
-    return validate_value(path, value, HYDRA_KEY_TYPES[key])
-
-
-def _validate_option_keys(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> Iterator[str]:
-    """Yield a message for each key that a part lacks, and for each unknown key of a mapping in it.
-
-    The option of the target defines which keys exist.
-    """
-    option = known.groups.option_of(group, str(part["_target_"]))
-    for key, value in _missing_keys(group, part, signature, known.groups).items():
-        yield format_error(f"{group}.{key}", "is missing", f"{group}={option} sets {value!r}")
-    for name, written in known.groups.content(group, option).items() if option else ():
-        value = part.get(name)
-        if isinstance(written, Mapping) and written and isinstance(value, Mapping):
-            yield from (known.unknown(f"{group}.{name}.{key}", value[key]) for key in value if key not in written)
-
-
-def _missing_keys(group: str, part: Mapping[str, Any], signature: Signature, groups: Groups) -> dict[str, Any]:
-    """Return the required keys that a part lacks, with the values that its target's own option sets."""
-    option = groups.option_of(group, str(part["_target_"]))
-    written = groups.content(group, option) if option else {}
-    required = signature.required
-    return {key: value for key, value in written.items() if key not in part and {key, f"{key}_steps"} & required}
-
-
-def complete_part(group: str, part: Mapping[str, Any], groups: Groups) -> dict[str, Any]:
-    """Return a part that was valid when it was stored, with the defaults of keys that its target has gained since.
-
-    A key that a mapping in it has gained is null by default.
-    """
-    target = part.get("_target_")
-    if not isinstance(target, str) or not target.startswith(OWN):
-        return dict(part)
-    signature, _ = read_signature(group, target)
-    if signature is None:
-        return dict(part)
-    option = groups.content(group, groups.option_of(group, target) or "")
-    inner = {
-        name: {**{key: None for key, value in default.items() if value is None}, **part[name]}
-        for name, default in option.items()
-        if isinstance(default, Mapping) and isinstance(part.get(name), Mapping)
-    }
-    return {**part, **inner, **_missing_keys(group, part, signature, groups)}
 
 
 # Keys of jobs and sections, and the entries of their lists and mappings
