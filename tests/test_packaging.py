@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,14 @@ def test_ci_runs_each_python_that_is_named_and_the_lowest_versions_on_the_lowest
     assert matrix["include"] == [{"python": named[0], "make": "test-lowest"}]
     targets = {line.partition(":")[0] for line in (REPOSITORY / "Makefile").read_text("utf-8").splitlines()}
     assert {*matrix["make"][0].split(), "test-lowest"} <= targets
+
+
+def test_ci_pins_the_commit_of_each_action_and_names_its_version() -> None:
+    lines = (REPOSITORY / ".github/workflows/ci.yml").read_text("utf-8").splitlines()
+    uses = [line for line in lines if "uses:" in line]
+    assert len(uses) == 2
+    for line in uses:
+        assert re.fullmatch(r"      - uses: actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
 
 
 def test_installed_package_finds_its_own_configs(wheel: Path, tmp_path: Path) -> None:
