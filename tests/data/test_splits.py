@@ -12,9 +12,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.data.split_layout import SplitLayout
 from trainer.data.splits import (
     Sample,
-    SplitLayout,
     SplitWriter,
     assign_split,
     drop_unseen_classes,

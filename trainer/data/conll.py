@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from trainer.constraints import NonEmptyStr, Rule, validated
 from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.line_reader import read_lines
-from trainer.data.splits import SPLIT_RULES, Sample, Shares, row_id, split_schema, write_splits
+from trainer.data.split_layout import SPLIT_RULES, Shares
+from trainer.data.splits import Sample, row_id, split_schema, write_splits
 from trainer.display import counted
 from trainer.errors import DataError, format_error
 

@@ -18,7 +18,8 @@ from trainer.constraints import DataFile, NonEmptyStr
 from trainer.data.cells import file_bytes_digest
 from trainer.data.line_reader import unreadable_error
 from trainer.data.split_cache import cache_key, cached_splits
-from trainer.data.splits import GroupedShares, SplitLayout, split_row_id
+from trainer.data.split_layout import GroupedShares, SplitLayout
+from trainer.data.splits import split_row_id
 from trainer.errors import DataError, RowErrors, format_error, raise_if_any
 from trainer.layout import expand_home
 from trainer.validation_sets import by_split, file_stem, name_problems

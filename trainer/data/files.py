@@ -22,7 +22,8 @@ from trainer.data.cells import (
 from trainer.data.data_files import DataFiles, FileSource, ValidationFiles
 from trainer.data.plausibility import ColumnWarning
 from trainer.data.readers import column_names, format_suffix, format_suffixes, read_records
-from trainer.data.splits import GROUPED_SPLIT_RULES, TIME_RULE, GroupedShares, row_id, split_schema, write_splits
+from trainer.data.split_layout import GROUPED_SPLIT_RULES, TIME_RULE, GroupedShares
+from trainer.data.splits import row_id, split_schema, write_splits
 from trainer.data.table import (
     COLUMN_RULES,
     Record,

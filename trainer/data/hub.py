@@ -14,15 +14,8 @@ from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows
 from trainer.data.data_files import content_digest
 from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
-from trainer.data.splits import (
-    GROUPED_SPLIT_KEYS,
-    GroupedShares,
-    SplitLayout,
-    row_id,
-    split_row_id,
-    split_schema,
-    write_splits,
-)
+from trainer.data.split_layout import GROUPED_SPLIT_KEYS, GroupedShares, SplitLayout
+from trainer.data.splits import row_id, split_row_id, split_schema, write_splits
 from trainer.data.table import (
     COLUMN_RULES,
     Record,

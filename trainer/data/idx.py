@@ -16,16 +16,8 @@ from trainer.data.cells import encode_png
 from trainer.data.data_files import Paths, files_fingerprint, find_data_files
 from trainer.data.line_reader import READ_ERRORS
 from trainer.data.split_cache import cache_key, cached_splits
-from trainer.data.splits import (
-    SPLIT_KEYS,
-    Sample,
-    Shares,
-    SplitLayout,
-    row_id,
-    split_row_id,
-    split_schema,
-    write_splits,
-)
+from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
+from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
 from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.input_files import open_unpacked

@@ -13,16 +13,8 @@ from trainer.constraints import DataFolder, Rule, validated
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.data_files import content_digest, files_fingerprint
 from trainer.data.split_cache import cache_key, cached_splits
-from trainer.data.splits import (
-    SPLIT_KEYS,
-    Sample,
-    Shares,
-    SplitLayout,
-    row_id,
-    split_row_id,
-    split_schema,
-    write_splits,
-)
+from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
+from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
 from trainer.display import counted
 from trainer.errors import DataError, format_error
 from trainer.layout import expand_home
