@@ -113,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def answers_of(*options: str) -> list[dict[str, Any]]:
-    assert main(["predict", *options, "input=odd.jsonl", "output=answers.jsonl", "device=cpu"]) == 0
+    assert main(["predict", *options, "input=odd.jsonl", "output=answers.jsonl", "force=true", "device=cpu"]) == 0
     return [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
