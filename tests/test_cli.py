@@ -334,7 +334,6 @@ def test_settings_of_hydra_hold_for_a_job(elsewhere: Path, monkeypatch: pytest.M
     started_in: list[tuple[Path, str | None]] = []
     monkeypatch.setattr(cli, "_start", lambda *_: started_in.append((Path.cwd(), os.environ.get("SET_FOR_THE_JOB"))))
     job = ["train", "seed=7", "+hydra.job.env_set.SET_FOR_THE_JOB=x", "hydra.run.dir=folder"]
-    # Without a callback and a change of the folder, the job needs none of Hydra's copies.
     assert cli.main(job) == 0
     assert (elsewhere / "folder").is_dir()
     assert cli.main([*job, "hydra.job.chdir=true", "+hydra.callbacks.note._target_=noting.Noted"]) == 0

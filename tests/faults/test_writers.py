@@ -57,7 +57,6 @@ ALLOWED = {
     "export/formats/pt2.py:write_pt2": STAGED,
     "export/formats/torchscript.py:save_trace": STAGED,
     "export/formats/weights.py:save_library": STAGED,
-    "config/compose.py:run_with_hydra": "creates the folder of a run that Hydra names",
     "export/formats/weights.py:write_pth": STAGED,
     "export/formats/weights.py:write_safetensors": STAGED,
     "export/readme.py:write_readme": STAGED,

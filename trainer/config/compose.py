@@ -124,19 +124,11 @@ def run_with_hydra(config: DictConfig, job: Callable[[], object]) -> None:
     """Run a job in the environment that Hydra's own config describes: folder, variables, logging, callbacks."""
     # Imported here, as errors of the config are reported without these modules.
     from hydra._internal.callbacks import Callbacks
-    from hydra.core.utils import configure_log, env_override, run_job
+    from hydra.core.utils import run_job
 
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.mode = RunMode.RUN
     callbacks = Callbacks(config)
-    if not callbacks.callbacks and config.hydra.output_subdir is None and not config.hydra.job.chdir:
-        # The same without the copies for callbacks and files, which take longer than a small job.
-        with _run_dir_errors(config):
-            Path(config.hydra.runtime.output_dir).mkdir(parents=True, exist_ok=True)
-        configure_log(config.hydra.job_logging, config.hydra.verbose)
-        with env_override(config.hydra.job.env_set):
-            job()
-        return
     name = config.hydra.job.config_name
     callbacks.on_run_start(config=config, config_name=name)
     with initialize_config_dir(os.getcwd(), version_base="1.3", job_name=_JOB_NAME):
