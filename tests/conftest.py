@@ -53,7 +53,8 @@ def _logging_as_before() -> Iterator[None]:
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield
     for logger, level, handlers in before:
-        logger.setLevel(level)
+        if logger.level != level:  # setting it clears the cache of every logger, of which libraries have hundreds
+            logger.setLevel(level)
         for handler in logger.handlers[:]:
             if type(handler) is logging.StreamHandler and handler not in handlers:
                 logger.removeHandler(handler)

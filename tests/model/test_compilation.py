@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._inductor.cudagraph_trees import MarkStepBox
 
 from tests.model.test_gradient_checkpointing import MODELS, inputs_of
 from tests.support.jobs import TINY, assert_resumes, checkpoint_files, checkpoint_steps, train, working_in, write_data
@@ -198,6 +197,8 @@ class Block(nn.Linear):
 
 
 def test_gradients_leave_the_memory_of_graphs() -> None:
+    from torch._inductor.cudagraph_trees import MarkStepBox  # imports all of the compiler
+
     model = nn.Sequential(Block(3, 3), Block(3, 3))
     model[1].weight.requires_grad_(False)
     keep_results_of_graphs(model, [*model])
