@@ -236,7 +236,9 @@ def test_page_of_the_interface_needs_no_script(client: TestClient) -> None:
 def test_every_kind_of_answer_has_a_page(answers: str) -> None:
     columns = [{"name": "image", "kind": "image"}, {"name": "words", "kind": "words"}, {"name": "x", "kind": "number"}]
     model: dict[str, Any] = {"name": "m", "rows": "texts", "answers": answers, "columns": columns, "example": None}
-    assert "answers[]." in render(openapi(model, "1", 8), "http://here/")
+    page = render(openapi(model, "1", 8), "http://here/")
+    assert "answers[]." in page
+    assert ("answers[].entities[].probability" in page) == (answers in ("tags", "spans"))
 
 
 @pytest.fixture

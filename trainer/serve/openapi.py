@@ -25,6 +25,14 @@ STATUSES = {
 _ERRORS = [status for status in STATUSES if status not in (200, 404, 405)]
 """The errors of /predict."""
 
+_ENTITY = {
+    "type": {"type": "string"},
+    "start": {"type": "integer"},
+    "end": {"type": "integer", "description": "the place after the entity"},
+    "probability": {"type": "number", "minimum": 0, "maximum": 1},
+}
+_TEXT = {"text": {"type": "string"}}
+
 _ANSWERS: dict[str, dict[str, Any]] = {
     "classes": {"label": {"type": "string"}, "probability": {"type": "number"}, "probabilities": {"type": "object"}},
     "labels": {"labels": {"type": "array", "items": {"type": "string"}}, "probabilities": {"type": "object"}},
@@ -33,9 +41,15 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "tags": {
         "words": {"type": "array", "items": {"type": "string"}},
         "tags": {"type": "array", "items": {"type": ["string", "null"]}},
-        "entities": {"type": "array", "items": {"type": "object"}},
+        "entities": {"type": "array", "items": {"type": "object", "properties": _ENTITY}},
     },
-    "spans": {"text": {"type": "string"}, "entities": {"type": "array", "items": {"type": "object"}}},
+    "spans": {
+        **_TEXT,
+        "entities": {
+            "type": "array",
+            "items": {"type": "object", "properties": _ENTITY | {"text": {"type": "string"}}},
+        },
+    },
     "masked": {"text": {"type": "string"}, "filled": {"type": "array", "items": {"type": ["object", "null"]}}},
     "next_tokens": {"next": {"type": "array", "items": {"type": "object"}}, "perplexity": {"type": ["number", "null"]}},
 }
