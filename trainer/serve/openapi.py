@@ -47,7 +47,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
         **_TEXT,
         "entities": {
             "type": "array",
-            "items": {"type": "object", "properties": _ENTITY | {"text": {"type": "string"}}},
+            "items": {"type": "object", "properties": _ENTITY | _TEXT},
         },
     },
     "masked": {"text": {"type": "string"}, "filled": {"type": "array", "items": {"type": ["object", "null"]}}},
