@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -119,6 +120,37 @@ def test_auto_uses_one_micro_batch_if_it_fits(data: list[str], tmp_path: Path) -
     assert json.loads(found.pop("state.json"))["accumulate"] == {"requested": "auto", "used": 1}
     assert "accumulate" not in json.loads(one.pop("state.json"))
     assert found == one
+
+
+def test_an_evaluation_whose_memory_runs_out_runs_its_batches_in_halves(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = TextEncoder.forward
+
+    def limited(self: TextEncoder, *args: Any, token_index: Any = None, **inputs: Any) -> Any:
+        if not self.training and len(token_index) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, *args, token_index=token_index, **inputs)
+
+    assert train(tmp_path / "plain", *data) == 0
+    monkeypatch.setattr(TextEncoder, "forward", limited)
+    assert train(tmp_path / "limited", *data) == 0
+
+    plain, halved = (tmp_path / name for name in ("plain", "limited"))
+    assert events(halved, "out_of_memory") == []
+    log = (halved / "trainer.log").read_text(encoding="utf-8")
+    assert "memory ran out for a batch of 20 samples" in log
+    assert "memory ran out for a batch of 10 samples" in log
+    for name in ("model", "ema", "optimizer"):
+        weights = [run / f"checkpoints/step-{STEPS:08d}/{name}.safetensors" for run in (plain, halved)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    scores = [[line for line in events(run, "eval") if line["split"] == "validation"] for run in (plain, halved)]
+    for one, other in zip(*scores, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert other["accuracy"] == one["accuracy"]
+    rows = [pq.read_table(run / "eval/test.predictions.parquet") for run in (plain, halved)]
+    assert rows[0].column_names == rows[1].column_names
+    assert rows[0].num_rows == rows[1].num_rows == 20
 
 
 def test_a_sample_that_does_not_fit_is_an_error(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.deferred_logits import DeferredLogits
-from trainer.errors import format_error, raise_if_any
+from trainer.errors import format_error, is_out_of_memory, raise_if_any
 from trainer.model.modes import evaluation_mode
-from trainer.protocols import Batch, Loss
+from trainer.protocols import Batch, HalvesBatches, HasBatchStatistic, Loss
 from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_scores, count_targets
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from trainer.precision import Precision
     from trainer.row_recorder import RowRecorder
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -37,12 +40,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the mean loss over all targets, under the key `loss`, and the value of each metric.
 
-    The metrics are updated batch by batch on the device; the host waits for it once, at the end.
+    The metrics are updated batch by batch on the device; the host waits for it once, at the end. A batch for which
+    memory runs out is run in halves, unless several processes share the batches or the loss is a statistic of a batch.
 
     Args:
         model: Called with each batch's inputs, in evaluation mode.
         loss: A sum over targets; if it has a head of its own, metrics see the scores of that head.
-        batches: The batches of the split; if several processes share them, this process's share, in order of rank.
+        batches: The batches of the split; if several processes share them, this process's share, in order of rank. A
+            plain iterable cannot be halved; see `HalvesBatches`.
         metrics: New metrics.
         precision: Autocast as in training.
         device: The device of the model.
@@ -50,14 +55,16 @@ def evaluate(
         recorder: Records what the model says about each row; it changes no value.
     """
     metrics = metrics.to(device)
+    ranks = ranks or Ranks()
+    halve = batches.halves if isinstance(batches, HalvesBatches) and ranks.size == 1 else None
+    if isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic:
+        halve = None
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num_targets = 0.0
     with evaluation_mode(model), torch.inference_mode():
-        for host_batch in batches:
+        outputs = (part for batch in batches for part in _run(model, batch, precision, device, halve))
+        for host_batch, batch, output in outputs:
             num_targets += count_targets(loss, host_batch)
-            batch = host_batch.to(device)
-            with precision.autocast():
-                output = model(**batch.inputs)
             for rows, part in _split_deferred(output, batch):
                 value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows, part.target)
                 if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
@@ -65,7 +72,6 @@ def evaluate(
                     metrics.update(scores.float(), part.target)
             if recorder is not None:
                 recorder.add(host_batch, batch, output)
-    ranks = ranks or Ranks()
     if ranks.size > 1:
         share_states(metrics, ranks)
     parts = ranks.gather((total.item(), num_targets))
@@ -76,6 +82,35 @@ def evaluate(
             warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
         values = {"loss": mean, **{name: value.item() for name, value in metrics.compute().items()}}
     return ranks.broadcast(values)
+
+
+def _run(
+    model: nn.Module,
+    host_batch: Batch,
+    precision: Precision,
+    device: torch.device,
+    halve: Callable[[Batch], list[Batch]] | None,
+) -> Iterator[tuple[Batch, Batch, Tensor | DeferredLogits]]:
+    """Yield a batch on the host and on the device with its output, or those of its halves if memory runs out."""
+    output: Tensor | DeferredLogits | None = None
+    batch = host_batch
+    try:
+        batch = host_batch.to(device)
+        with precision.autocast():
+            output = model(**batch.inputs)
+    except (RuntimeError, MemoryError) as error:
+        if halve is None or host_batch.num_samples < 2 or not is_out_of_memory(error):
+            raise
+    if output is not None:
+        yield host_batch, batch, output
+        return
+    # Outside of the handler, which keeps the tensors of the failed call.
+    del batch
+    logger.warning(
+        "loader.eval_batch_size: memory ran out for a batch of %d samples, which runs in halves", host_batch.num_samples
+    )
+    for half in halve(host_batch) if halve is not None else []:
+        yield from _run(model, half, precision, device, halve)
 
 
 def _split_deferred(output: Tensor | DeferredLogits, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:

@@ -200,6 +200,15 @@ class IgnoresTargets(Protocol):
 
 
 @runtime_checkable
+class HalvesBatches(Protocol):
+    """Batches that can be loaded again in halves, for when memory runs out."""
+
+    def halves(self, batch: Batch) -> list[Batch]:
+        """Return the samples of one of the batches as two batches."""
+        ...
+
+
+@runtime_checkable
 class HasBatchStatistic(Protocol):
     """A loss that may be a statistic of the whole batch: its value is no sum of the values of the batch's samples.
 

@@ -114,7 +114,14 @@ class CheckpointedModel:
     def batches(
         self, rows: MappedRows, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of encoded rows in order, once; if several processes share them, this process's share.
+        """Yield the batches of encoded rows in order, once; the arguments are those of `loader`."""
+        with closing(self.loader(rows, batching, ranks, order)) as loader:
+            yield from loader
+
+    def loader(
+        self, rows: MappedRows, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
+    ) -> EvaluationBatches:
+        """Return the batches of encoded rows, to be closed; if several processes share them, this process's share.
 
         Args:
             rows: The rows.
@@ -126,8 +133,7 @@ class CheckpointedModel:
         options = loader_options(self.job, self.device, batching)
         positions = None if order is None else order.tolist()
         size = self.job.loader.eval_batch_size
-        with closing(EvaluationBatches(batches, size, options, ranks, order=positions)) as loader:
-            yield from loader
+        return EvaluationBatches(batches, size, options, ranks, order=positions)
 
 
 def load_checkpointed_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from math import exp, log
 from pathlib import Path
@@ -292,8 +293,8 @@ def _collect(
     model, loss, device = checkpointed.model, checkpointed.loss, checkpointed.device
     assert loss is not None
     metrics = MetricCollection({"outputs": Outputs()})
-    batches = checkpointed.batches(rows, choose_batching(checkpointed.job, model), ranks)
-    evaluate(model, loss, batches, metrics, precision=Precision(precision, device), device=device, ranks=ranks)
+    with closing(checkpointed.loader(rows, choose_batching(checkpointed.job, model), ranks)) as batches:
+        evaluate(model, loss, batches, metrics, precision=Precision(precision, device), device=device, ranks=ranks)
     logits, targets = cast(Outputs, metrics["outputs"]).collected
     return logits.numpy(), targets.numpy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -273,8 +273,9 @@ def _compute_values(
     job, task, model, device = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.device
     assert checkpointed.loss is not None
     metrics = build_metrics(job, task)
-    batches = checkpointed.batches(encoded.splits[document["split"]], choose_batching(job, model), ranks)
+    rows = encoded.splits[document["split"]]
     with ExitStack() as stack:
+        batches = stack.enter_context(closing(checkpointed.loader(rows, choose_batching(job, model), ranks)))
         stack.enter_context(deferral(model, deferred=can_defer_logits(job, task, model, checkpointed.loss)))
         loss = stack.enter_context(calibrated_scores(model, checkpointed.loss, task))
         recorder: RowRecorder | None = None

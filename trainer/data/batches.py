@@ -344,6 +344,7 @@ class EvaluationBatches:
             fillers = -(-len(indices) // ranks.size) - len(own)
             own += [replace(indices[0], ids=indices[0].ids[:1], is_filler=True)] * fillers
         self._num_batches = len(own)
+        self._batches = batches
         self._options = options
         self._loader: DataLoader[Batch] | None = _data_loader(
             batches,
@@ -355,6 +356,11 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[Batch]:
         assert self._loader is not None, "closed"
         return track(_watched(iter(self._loader), self._options), "evaluating", self._num_batches)
+
+    def halves(self, batch: Batch) -> list[Batch]:
+        """Load the samples of one of the batches again, as two batches."""
+        middle = len(batch.ids) // 2
+        return [self._batches[BatchIndices(0, ids)] for ids in (batch.ids[:middle], batch.ids[middle:])]
 
     def close(self) -> None:
         """End the workers.
