@@ -73,6 +73,24 @@ def test_rows_that_cannot_be_predicted_are_all_listed(run: trainer.Run) -> None:
     )
 
 
+def test_tables_are_passed_by_name() -> None:
+    with pytest.raises(trainer.TrainerError) as caught:
+        trainer.train(frame(), "loss=focal", validaton=frame(), datas=np.zeros((2, 2)))  # type: ignore[arg-type]
+    remedy = "Pass rows by name: data=, validation= or test=."
+    assert caught.value.messages == (
+        f"overrides: takes no rows, got 'DataFrame'. {remedy}",
+        f"validaton: takes no rows, got 'DataFrame'. {remedy}",
+        f"datas: takes no rows, got 'ndarray'. {remedy}",
+    )
+
+
+def test_rows_that_cannot_be_evaluated_are_not_kept(run: trainer.Run) -> None:
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(DataError, match=r"^data: has no column 'label'"):
+        run.evaluate(data=frame()[["text"]])
+    assert sorted(run.path.rglob("*")) == before
+
+
 def test_what_is_no_row_is_reported(run: trainer.Run) -> None:
     for value in (None, 5, (row for row in [{"text": "a pear"}])):
         with pytest.raises(DataError, match="rows: must be a data frame"):

@@ -64,6 +64,7 @@ def train(
         KeyboardInterrupt: Ctrl-C stopped the run after a complete step and its checkpoint; the message says how to
             resume.
     """
+    _refuse_tables(overrides, settings)
     texts = [*overrides, *_as_overrides(settings)]
     if not verbose:
         texts.append("logger.console=none")
@@ -166,15 +167,25 @@ class Run:
         """
         with caller_undisturbed("eval"):
             texts = [f"split={split}", *overrides]
-            if data is not None:
-                texts.append(_override(f"data.{split}", str(self._keep(data))))
-            job = self._check("eval", texts)
-            assert isinstance(job, EvalJob)
-            with torch_undisturbed():
-                from trainer.commands.eval import check_job, evaluate_run
+            if data is None:
+                return self._evaluate(texts)
+            before = set(self.path.glob(f"{DATA}/*"))
+            kept = self._keep(data)
+            try:
+                return self._evaluate([*texts, _override(f"data.{split}", str(kept))])
+            except DataError as error:
+                if kept not in before:
+                    kept.unlink()
+                raise _name_arguments(error, {"train": kept}) from error
 
-                check_job(job)
-                return dict(evaluate_run(job)[1].values)
+    def _evaluate(self, texts: Sequence[str]) -> dict[str, float]:
+        job = self._check("eval", texts)
+        assert isinstance(job, EvalJob)
+        with torch_undisturbed():
+            from trainer.commands.eval import check_job, evaluate_run
+
+            check_job(job)
+            return dict(evaluate_run(job)[1].values)
 
     def export(self, *formats: str, overrides: Sequence[str] = ()) -> dict[str, Path]:
         """Write and prove artifacts as `trainer export` does; return the file or folder of each format.
@@ -259,6 +270,19 @@ def _check(verb: str, texts: Sequence[str]) -> CheckedJob:
     return command.single
 
 
+def _refuse_tables(overrides: Sequence[object], settings: Mapping[str, object]) -> None:
+    """Raise ConfigError for each table that is passed by position, or by a name that is no argument for rows."""
+    remedy = "Pass rows by name: data=, validation= or test="
+    named = {"overrides": overrides, **{key: [value] for key, value in settings.items()}}
+    problems = [
+        format_error(key, "takes no rows", remedy, value=type(value).__name__)
+        for key, values in named.items()
+        for value in values
+        if getattr(value, "shape", ()) or hasattr(value, "columns") or hasattr(value, "column_names")
+    ]
+    raise_if_any(*problems)
+
+
 def _check_arguments(texts: Sequence[object], given: Mapping[str, object]) -> None:
     problems = []
     for text in texts:
@@ -314,7 +338,7 @@ def _train_on_tables(texts: Sequence[str], files: Mapping[str, str], tables: Map
         _train(job_of_config("train", config, ()), config)
     except DataError as error:
         # A folder without a started run is removed, and nobody knows its files.
-        raise DataError(*(_name_arguments(message, kept) for message in error.messages)) from error
+        raise _name_arguments(error, kept) from error
     finally:
         if is_new and not (folder / METRICS).exists():
             _remove(folder, kept.values())
@@ -331,11 +355,12 @@ def _check_same(split: str, file: Path, table: Any) -> None:
         raise DataError(format_error(_argument(split), problem, remedy))
 
 
-def _name_arguments(message: str, kept: Mapping[str, Path]) -> str:
-    """Return a message with the argument in the place of the file that keeps its rows."""
+def _name_arguments(error: DataError, kept: Mapping[str, Path]) -> DataError:
+    """Return an error with the argument in the place of the file that keeps its rows."""
+    messages = list(error.messages)
     for split, file in kept.items():
-        message = message.replace(str(file), _argument(split))
-    return message
+        messages = [message.replace(str(file), _argument(split)) for message in messages]
+    return DataError(*messages)
 
 
 def _argument(split: str) -> str:

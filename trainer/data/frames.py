@@ -44,6 +44,8 @@ def to_table(key: str, data: object) -> pyarrow.Table:
     kind = type(data).__name__
     if remedy := _REMEDIES.get((type(data).__module__.partition(".")[0], kind)):
         raise DataError(format_error(key, "is not one table", remedy, value=kind))
+    if isinstance(data, Mapping) and data and not any(map(_is_column, data.values())):
+        raise DataError(format_error(key, "is one row and not a table", "Pass a list of rows: [{...}]", value=kind))
     names = _column_names(data)
     if invalid := [name for name in names if not isinstance(name, str) or not name]:
         raise DataError(format_error(key, "the name of a column must be a text", _rename(key), value=invalid[0]))
@@ -127,10 +129,14 @@ def _read(data: Any) -> pyarrow.Table | None:
     return None
 
 
+def _is_column(values: object) -> bool:
+    return hasattr(values, "__iter__") and not isinstance(values, str)
+
+
 def _list(values: object) -> object:
-    if isinstance(values, str) or not hasattr(values, "__iter__"):
+    if not _is_column(values):
         raise ValueError(f"a column must be a list, got {type(values).__name__}")
-    return values if hasattr(values, "__array__") else list(values)
+    return values if hasattr(values, "__array__") else list(values)  # type: ignore[call-overload]
 
 
 def _read_dataset(data: Any) -> pyarrow.Table | None:
