@@ -78,7 +78,7 @@ def test_a_torch_that_is_broken_is_named_and_the_other_checks_go_on(
 
 def test_packages_out_of_range_and_missing_extras_have_a_line_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = ["numpy>=99", "rich>=1", "no-such-package>=2", "pyyaml; extra == 'good'", 'nowhere>=1; extra == "bad"']
-    declared += ["no-tool; extra == 'dev'", "no-tool; extra == 'docs'"]
+    declared += [f"no-tool; extra == '{extra}'" for extra in ("dev", "docs", "interop")]
     monkeypatch.setattr(doctor_checks, "requires", lambda name: declared)
     packages, extras = check_packages()
     assert (packages.status, packages.remedy) == ("problem", 'pip install "numpy>=99" "no-such-package>=2"')

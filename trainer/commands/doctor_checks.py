@@ -32,6 +32,8 @@ _CLOCK_TOLERANCE = 60.0
 _HUB = "https://huggingface.co"
 _MIRROR = "https://hf-mirror.com"
 _PYTHONS = ((3, 11), (3, 14))
+EXTRAS_OF_A_CLONE = ("dev", "docs", "interop")
+"""Extras with tools for work on this project, which no job needs."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def check_packages() -> Iterator[Check]:
         yield Check("problem", "packages", ", ".join(wrong.values()), f"pip install {names}")
     else:
         yield Check("ok", "packages", f"all {len(required)} required packages are in their ranges")
-    for name in ("dev", "docs"):  # only a clone uses them
+    for name in EXTRAS_OF_A_CLONE:
         by_extra.pop(name, None)
     present = sorted(name for name, needed in by_extra.items() if not any(map(_version_problem, needed)))
     missing = sorted(by_extra.keys() - present)
