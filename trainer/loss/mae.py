@@ -17,9 +17,6 @@ class Mae(RegressionLoss):
         num_outputs: Values per sample V, if the task knows them.
     """
 
-    def __init__(self, num_outputs: int | None = None) -> None:
-        super().__init__(num_outputs)
-
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the sum over the entries: shape (), float32 (float64 for float64 outputs).
 
