@@ -1,6 +1,7 @@
 """Walk the first hour of a new user: run the commands of the pages, in their order, each page in an empty folder.
 
     python scripts/first_hour.py            # README.md and docs/start.md; the wheel is installed in a new environment
+    python scripts/first_hour.py --quick    # the same, with trainings of 20 steps
     python scripts/first_hour.py --short    # the first command of each verb of docs/start.md, in this environment
 
 The only file is `my.csv`. The walk ends at the first surprise: an exit code other than 0, or a traceback. `make`
@@ -55,8 +56,14 @@ def shortened(commands: Sequence[str]) -> list[str]:
         program, verb, *_ = command.split()
         if verb != "doctor":  # it trains and resumes for itself
             first.setdefault(verb if program == "trainer" else command, command)
-    quick = " debug=smoke device=cpu"
-    return [f"{each}{quick if each.startswith('trainer train ') else ''}" for each in first.values()]
+    return [quickened(each, " debug=smoke device=cpu") for each in first.values()]
+
+
+def quickened(command: str, keys: str = " train.duration=20 loader.limit=200") -> str:
+    """Return a command with a shorter training, unless it resumes one or says itself how long it takes."""
+    is_training = command.startswith("trainer train ")
+    has_length = any(key in command for key in ("resume=", "train.duration=", "debug="))
+    return f"{command}{keys}" if is_training and not has_length else command
 
 
 def walk(commands: Sequence[str], folder: Path, environment: Mapping[str, str]) -> float:
@@ -108,6 +115,7 @@ def install(folder: Path, *, shares_packages: bool) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", default=PAGES, help="pages, relative to the repository")
+    parser.add_argument("--quick", action="store_true", help="trainings of 20 steps on 200 samples")
     parser.add_argument("--short", action="store_true", help="the first command of each verb of docs/start.md, shorter")
     parser.add_argument("--shared", action="store_true", help="share the dependencies of this environment")
     options = parser.parse_args()
@@ -127,8 +135,12 @@ def main() -> None:
             here.mkdir()
             write_data(here / "my.csv")
             commands = commands_of((ROOT / page).read_text(encoding="utf-8"))
+            if options.short:
+                commands = shortened(commands)
+            elif options.quick:
+                commands = [quickened(each) for each in commands]
             print(page, flush=True)
-            seconds = walk(shortened(commands) if options.short else commands, here, environment)
+            seconds = walk(commands, here, environment)
             print(f"{seconds:7.1f} s  until the first model was trained")
 
 

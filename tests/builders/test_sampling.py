@@ -310,6 +310,6 @@ def test_many_groups_are_shown_by_the_least_and_the_most_drawn_ones() -> None:
     assert draws is not None
     assert {group["draws"] for group in draws["groups"]} == {500, 501}  # 500.5 of 500,500 rows
     line = describe_draws(draws)
-    assert line.startswith("500500 samples by label: c999 0.5 times its 999 rows, c1000 0.5 times its 1000 rows, ")
-    assert ", ..., c3 1.7e+02 times its 3 rows, c2 2.5e+02 times its 2 rows, c1 5e+02 times its 1 rows; " in line
-    assert line.endswith("; 125000 rows are not in the first epoch, others up to 500 times")
+    assert line.startswith("500500 samples by label: c999 0.5 times its 999 rows, c1000 0.5 times its 1,000 rows, ")
+    assert ", ..., c3 1.7e+02 times its 3 rows, c2 2.5e+02 times its 2 rows, c1 5e+02 times its 1 row; " in line
+    assert line.endswith("; 125,000 rows are not in the first epoch, others up to 500 times")

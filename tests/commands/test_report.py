@@ -296,6 +296,18 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     assert ["1", "2.5000", "0.5000"] in rows
 
 
+def test_a_warning_of_all_runs_is_shown_once(folder: Path) -> None:
+    shutil.copytree("runs", "warned")
+    for name, lines in {"one": ("of both", "of one"), "two": ("of both",)}.items():
+        with Path("warned", name, "trainer.log").open("a") as log:
+            log.writelines(f"2030-01-31 12:00:00,000 WARNING trainer.data: warning {line}\n" for line in lines)
+    assert main(["report", "warned/one", "warned/two"]) == 0
+    page = html.unescape(Path("warned/one/comparison.html").read_text(encoding="utf-8"))
+    assert page.count(">warning of both<") == 1
+    assert page.count("warning of both") == 1
+    assert re.search("[^>]+: warning of one<", page)
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [

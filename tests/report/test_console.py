@@ -75,6 +75,11 @@ class TestTable:
             f"  {long:<95}                 7",
         ]
 
+    def test_characters_of_two_columns_are_aligned(self) -> None:
+        console = Console(file=io.StringIO())
+        print_table(console, "classes", ["name", "rows"], [("评价", 1), ("label", 2)])
+        assert written(console).splitlines()[1:] == ["  name   rows", "  评价      1", "  label     2"]
+
     def test_a_long_piece_gets_an_ellipsis_on_a_terminal(self) -> None:
         console = terminal(width=60)
         print_table(console, "artifacts", ["file", "difference", "ms"], self.ROWS)

@@ -17,6 +17,7 @@ from trainer.task.named_metrics import FITS
         ("auroc", "AUROC"),
         ("macro_auroc", "macro AUROC"),
         ("mcc", "MCC"),
+        ("pearson", "Pearson"),
         ("causal_lm", "causal LM"),
         ("top_5_accuracy", "top-5 accuracy"),
         ("stop_5_accuracy", "stop 5 accuracy"),

@@ -238,8 +238,12 @@ def data_section(runs: Sequence[NamedRun]) -> Section:
         for name, split, values in rows
     ]
     table = Table("Splits", ["run", "split", "rows", *map(str, measures)], cells)
-    prefix = "{}: " if len(runs) > 1 else ""
-    warnings = [prefix.format(run.name) + line for run in runs for line in _read_warnings(run.record.folder)]
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for line in _read_warnings(run.record.folder):
+            names.setdefault(line, []).append(run.name)
+    # Runs on the same data have the same warnings: each is shown once.
+    warnings = [line if len(of) == len(runs) else f"{'; '.join(of)}: {line}" for line, of in names.items()]
     return Section("Data and warnings", warnings=warnings, tables=[_without_run(runs, table)])
 
 

@@ -104,9 +104,7 @@ def _micro_batches(job: TrainJob, run: Run) -> str:
     """Return how the samples of a step are divided: `32 samples = 2 micro-batches of 16`."""
     accumulate = run.loader.accumulate
     size, remainder = divmod(job.train.batch_size, accumulate)
-    division = (
-        f"{accumulate} micro-batch{'' if accumulate == 1 else 'es'} of {f'at most {size + 1}' if remainder else size}"
-    )
+    division = f"{counted(accumulate, 'micro-batch')} of {f'at most {size + 1}' if remainder else size}"
     if run.loader.tokens is not None:
         division = f"micro-batches of {run.loader.tokens} tokens"
     return f"{job.train.batch_size} samples = {division}"
@@ -117,10 +115,13 @@ def describe_draws(draws: Document) -> str:
     groups = sorted((each for each in draws["groups"] if each["rows"]), key=lambda each: each["draws"] / each["rows"])
     shown = groups if len(groups) <= 2 * _MAX_GROUPS else [*groups[:_MAX_GROUPS], None, *groups[-_MAX_GROUPS:]]
     words = [
-        f"{each['value']} {each['draws'] / each['rows']:.2g} times its {each['rows']} rows" if each else "..."
+        "..."
+        if each is None
+        else f"{each['value']} {each['draws'] / each['rows']:.2g} times its {counted(each['rows'], 'row')}"
         for each in shown
     ]
-    unseen = f"{draws['unseen']} rows are not in the first epoch, others up to {draws['most_repeated']} times"
+    unseen = f"{counted(draws['unseen'], 'row', 'is')} not in the first epoch"
+    unseen += f", others up to {draws['most_repeated']} times"
     return f"{draws['draws']} samples by {draws['by']}{': ' if words else ''}{', '.join(words)}; {unseen}"
 
 

@@ -41,6 +41,7 @@ from trainer.config.jobs import TrainJob
 from trainer.config.resume import resume_config
 from trainer.config.stored import config_text, parse_stored_config
 from trainer.config.trust import names_environment, resolve_environment
+from trainer.display import displayable
 from trainer.durations import parse_time
 from trainer.errors import (
     CheckpointError,
@@ -489,3 +490,5 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
         print_artifacts(console, artifacts)
     with phase("writing the report"):
         write_page(folder / REPORT, [read_run(str(folder))])
+    if job.logger.console != "none":
+        console.out(f"report in {displayable(str(folder / REPORT))}", highlight=False)

@@ -132,13 +132,11 @@ def print_table(
     if can_draw(console):
         _draw_tables(console, title, [displayable(name) for name in columns], cells, is_right, names)
         return
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     console.out(title, highlight=False)
     for row in [list(columns), *cells]:
-        padded = (
-            f"{cell:>{width}}" if right else f"{cell:<{width}}"
-            for cell, width, right in zip(row, widths, is_right, strict=True)
-        )
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = (gap + cell if right else cell + gap for cell, gap, right in zip(row, gaps, is_right, strict=True))
         console.out("  " + "  ".join(padded).rstrip(), highlight=False)
 
 

@@ -10,6 +10,7 @@ from typing import Final
 _WORDS: Final = {
     **{name: name.upper() for name in ("auroc", "f1", "lm", "mae", "mape", "mcc", "mrr", "mse", "rmse")},
     "r2": "R²",
+    **{name: name.capitalize() for name in ("pearson", "spearman")},
 }
 _TOP: Final = re.compile(r"\btop (\d+)\b")
 _SHARE: Final = re.compile(r"(\w+_)?(accuracy|f1|precision|recall|exact_match|auroc|mrr|recall_at_\d+)")

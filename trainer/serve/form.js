@@ -105,7 +105,8 @@ function showFilled(filled) {
 function show(answer) {
   if (answer.error) return [make("p", { className: "error", textContent: answer.error })];
   const title = [answer.label, answer.labels?.join(", ") || (answer.labels && "no label"), answer.value, answer.text];
-  const value = [title.find((each) => each !== undefined)].flat().join(", ");
+  const shown = [title.find((each) => each !== undefined)].flat();
+  const value = shown.map((each) => (typeof each === "number" ? Number(each.toPrecision(6)) : each)).join(", ");
   const parts = value === "" ? [] : [make("p", { className: value.length > 80 ? "" : "value", textContent: value })];
   if (answer.tags) parts.push(showTags(answer));
   else if (answer.entities) parts.push(showSpans(answer.entities));

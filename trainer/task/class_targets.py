@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trainer.decision import DecisionRule, parse_rule
+from trainer.display import counted
 from trainer.errors import DataError, RowError, did_you_mean, format_error
 from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Prediction, StateDict
@@ -59,7 +60,7 @@ class Classes:
         """
         counts = Counter(labels)
         if len(counts) < at_least:
-            problem = f"needs at least {at_least} different {'label' if at_least == 1 else 'labels'} in training"
+            problem = f"needs at least {counted(at_least, 'different label')} in training"
             raise DataError(format_error(role, problem, value=list(counts)))
         if are_all_in_brackets(list(counts)):
             remedy = 'Write several labels as a JSON list, ["a", "b"], and one label without brackets'
