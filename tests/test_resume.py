@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.jobs import (
     TINY,
+    TWO_FILES,
+    TWO_SETS,
     assert_resumes,
     assert_same_end,
     checkpoint_files,
@@ -282,6 +284,21 @@ ALL_PARTS = {
 }
 
 
+SAMPLES = {
+    "weighted": ["loader.sampler=weighted", "loader.weights=value", "perturb=awp", "loader.workers=1"],
+    "values of a column": ["loader.sampler=balanced", "loader.sampler_column=score", "loader.batching=bucketed"],
+    "files in shares": [*TWO_FILES, "data.mix={train.jsonl:1,test.jsonl:2}", "loader.sampler=balanced", "perturb=fgm"],
+    "named sets": [*TWO_SETS, "checkpoint.monitor=two/accuracy", "perturb=r_drop"],
+    "a fold of groups": [
+        "data.validation=null",
+        "data.split={group: value, validation: 0.3}",
+        "data.folds=2",
+        "perturb=pgd",
+    ],
+    "the newest rows": ["data.validation=null", "data.test=null", "data.split.time=value", "train.accumulate=2"],
+}
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("resume-parts")
@@ -307,6 +324,14 @@ def test_parts_with_state_are_bitwise_equal(name: str, sources: Path, tmp_path: 
 def test_every_part_is_bitwise_equal(name: str, sources: Path, tmp_path: Path, figure: Figure) -> None:
     options = [*ALL_PARTS[name], *write_roles(sources), *SMALL_MODEL, *TEXT_OPTIONS]
     check_part_resumes(tmp_path / "run", options, figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_choice_of_samples_is_bitwise_equal(name: str, sources: Path, tmp_path: Path, figure: Figure) -> None:
+    with working_in(sources):
+        options = [*SMALL_MODEL, *TEXT_OPTIONS, *write_roles(sources), *SAMPLES[name]]
+        check_part_resumes(tmp_path / "run", options, figure)
 
 
 AUGMENT = "task.augment={crop:1,flip:0.5,rotate:10,cutout:3}"

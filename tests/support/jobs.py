@@ -38,6 +38,13 @@ TINY = (
 )
 
 
+TWO_FILES = ("data.train=[train.jsonl,test.jsonl]", "data.test=null", "data.split.test=0")
+"""Training on two of the files of `write_roles`, in the working directory."""
+
+TWO_SETS = ("data.validation={one:validation.jsonl,two:test.jsonl}", "data.test=null", "data.split.test=0")
+"""Two validation sets of the files of `write_roles`, in the working directory."""
+
+
 class Recorded:
     """A report that records its events."""
 
