@@ -314,7 +314,8 @@ def _merge(encoded: Iterable[EncodedColumns]) -> Iterator[EncodedColumns]:
     for columns in encoded:
         for name, values in columns.items():
             block.setdefault(name, []).extend(values)
-            size += sum(len(value) if hasattr(value, "__len__") else 1 for value in values)
+            has_length = any(hasattr(value, "__len__") for value in values[:1])  # a column has values of one kind
+            size += sum(map(len, values)) if has_length else len(values)
         if size >= _BLOCK_VALUES:
             yield block
             block, size = {}, 0

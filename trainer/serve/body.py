@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
 from trainer.serve.openapi import STATUSES
 from trainer.shapes import DocumentError, check_shape, check_values, load_json, to_json
 
-try:
+msgspec_json: Any = None
+with suppress(ImportError):
     from msgspec import json as msgspec_json
-except ImportError:
-    msgspec_json = None
 
 Decode = Callable[[bytes], Any]
 _LARGEST_INTEGER = 2**64
