@@ -1,6 +1,6 @@
 import os
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ VALUES: dict[str, Callable[[int], Any]] = {
     "real": lambda n: n / 7,
     "flag": lambda n: n % 3 == 0,
     "missing": lambda n: n if n % 2 else None,
+    "time": lambda n: datetime(2026, 1, 1) + timedelta(minutes=n),
     "text": lambda n: f"t{n}\0",
     "numbers": lambda n: np.arange(n, n + n % 300),
     "words": lambda n: [f"w{n}"] * (n % 3),
@@ -65,7 +66,7 @@ def test_rows_of_a_large_file_equal_rows_in_memory(path: Path, part: str) -> Non
 
     columns = RowReader(rows).read(ids)
 
-    for name in ("whole", "real", "flag", "text", "numbers", "words"):
+    for name in ("whole", "real", "flag", "time", "text", "numbers", "words"):
         assert as_lists(columns[name]) == as_lists([VALUES[name](start + n) for n in ids]), name
     missing = [None if np.isnan(each) else each for each in as_lists(columns["missing"])]
     assert missing == [VALUES["missing"](start + n) for n in ids]

@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import pytest
@@ -209,9 +210,18 @@ def test_row_losses_are_the_losses_of_single_rows(loss: Any, target: Tensor, vie
         ({1: 2.0}, ["01", "1.0"], {"1": 2.0}),  # no class, as two are alike
         ({False: 2.0}, ["0", "False"], {"False": 2.0}),
         ({"b": 2.0}, ["nan", "a"], {"b": 2.0}),
+        ({"1e5": 2.0, 100000.0: 3.0}, ["1e5", "b"], {"1e5": 2.0, "100000.0": 3.0}),  # no class, as it has a value
+        ({1: 2.0}, ["1.0", "true"], {"1.0": 2.0}),
     ],
 )
 def test_values_are_found_by_names_that_are_read_as_numbers_or_truth_values(
     values: dict[Any, float], names: list[str], expected: dict[str, float]
 ) -> None:
     assert targets.by_class_name(values, names) == expected
+
+
+def test_values_of_many_classes_are_found_in_one_pass() -> None:
+    names = [f"{n}.0" for n in range(50_000)]
+    began = time.process_time()
+    assert list(targets.by_class_name(dict.fromkeys(range(50_000), 1.0), names)) == names
+    assert time.process_time() - began < 2  # each key compared with each name takes many minutes

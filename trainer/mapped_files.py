@@ -90,8 +90,7 @@ def as_array(values: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
     if pyarrow.types.is_timestamp(values.type):
         return as_array(values.cast(pyarrow.int64())).view(f"datetime64[{values.type.unit}]")
     is_boolean = pyarrow.types.is_boolean(values.type)
-    is_number = pyarrow.types.is_integer(values.type) or pyarrow.types.is_floating(values.type)
-    if values.null_count or not len(values) or not (is_number or is_boolean):
+    if values.null_count or not len(values) or not (is_boolean or _is_number(values.type)):
         return np.asarray(values.to_numpy(zero_copy_only=False))
     _, buffer = values.buffers()
     if is_boolean:
@@ -99,6 +98,10 @@ def as_array(values: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
         return bits[values.offset : values.offset + len(values)].view(np.bool_)
     dtype = _numpy_type(values.type)
     return np.frombuffer(buffer, dtype, len(values), values.offset * dtype.itemsize)
+
+
+def _is_number(kind: pyarrow.DataType) -> bool:
+    return bool(pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind))
 
 
 def _numpy_type(numbers: pyarrow.DataType) -> np.dtype[Any]:
@@ -171,9 +174,9 @@ class MappedFile:
     def array(self, values: pyarrow.Array) -> ArrayInFile | None:
         """Return numbers as an array in this file; None if they are not in it as they are."""
         *_, buffer = values.buffers()
-        width = values.type.bit_width // 8
-        if values.null_count or not width or not (self._start <= buffer.address < self._stop):
+        if values.null_count or not _is_number(values.type) or not (self._start <= buffer.address < self._stop):
             return None
+        width = values.type.bit_width // 8
         position = self._offset + buffer.address - self._start + values.offset * width
         return ArrayInFile(self, position, _numpy_type(values.type))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -286,19 +286,24 @@ def by_class_name(values: Mapping[Any, float], names: Sequence[str]) -> dict[str
     """Return the values by the name of their class.
 
     A key that YAML or Hydra has read as a number or as a truth value stands for the only name that is written in
-    another way: 100000.0 for `1e5`, True for `true`.
+    another way: 100000.0 for `1e5`, True for `true`. It stands for no name that another key spells.
     """
-    named = {}
+    spelled = {str(key) for key in values}
+    others = [name for name in dict.fromkeys(names) if name not in spelled]
+    alike: dict[tuple[type, float], list[str]] = {}
+    for name in others if not spelled.issubset(names) else ():
+        for reading in _readings(name):
+            alike.setdefault(reading, []).append(name)
+    known, named = set(names), {}
     for key, value in values.items():
-        alike = [name for name in names if _may_be_read_as(name, key)]
-        named[alike[0] if str(key) not in names and len(alike) == 1 else str(key)] = value
+        same = alike.get((bool, key) if isinstance(key, bool) else (float, key), ())
+        named[same[0] if str(key) not in known and len(same) == 1 else str(key)] = value
     return named
 
 
-def _may_be_read_as(name: str, key: object) -> bool:
-    if isinstance(key, bool):
-        return name.casefold() in (("true", "yes", "on") if key else ("false", "no", "off"))
-    try:
-        return isinstance(key, int | float) and float(name) == key
-    except ValueError:
-        return False
+def _readings(name: str) -> Iterator[tuple[type, float]]:
+    """Yield what YAML or Hydra may read instead of a name: a number, a truth value."""
+    if (folded := name.casefold()) in ("true", "yes", "on", "false", "no", "off"):
+        yield bool, folded in ("true", "yes", "on")
+    with suppress(ValueError):
+        yield float, float(name)

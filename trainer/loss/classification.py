@@ -346,8 +346,8 @@ def _find_name_problems(key: str, weights: Mapping[Any, float], class_names: Seq
         remedy = f"Give loss.{key} as a list, one value for each class"
         return [format_error(key, "the classes of this task have no names", remedy, value=dict(weights))]
     names = list(class_names)
-    named = by_class_name(weights, names)
-    unknown = [name for name in named if name not in names]
+    named, known = by_class_name(weights, names), set(names)
+    unknown = [name for name in named if name not in known]
     problems = [format_error(f"{key}.{name}", "is not a class", did_you_mean(name, names)) for name in unknown]
     if missing := [name for name in names if name not in named]:
         remedy = f"The classes are {_list_names(names)}"
