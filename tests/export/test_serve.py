@@ -134,16 +134,31 @@ def test_answers_of_the_event_loop_are_the_same(published: Published) -> None:
     app = Service(model, batcher, limits, "1", quick=quick, quick_rows=4).app()
     with TestClient(app, raise_server_exceptions=False) as client:
         rows = [*TEXTS, "w1 " * 100]
-        answers = client.post("/predict", json={"rows": rows, "top": 3}).json()["answers"]
-        assert_expected(answers[:3], top=3)
+        answers = client.post("/predict", json={"rows": rows}).json()["answers"]
+        assert_expected(answers[:3])
         assert answers[3] == {"error": "has 300 characters, more than 200 (max_characters). Send a part of it"}
         assert "trainer_batches_total 2" in client.get("/metrics").text
-        # A request of more rows goes to the threads, whose model is another one here.
+        # A request of more rows or more answers goes to the threads, whose model is another one here.
         gate.open.set()
-        larger = client.post("/predict", json={"rows": ["broken"] * 5})
-        assert larger.json() == {"error": "the server has a fault (RuntimeError), which its log describes."}
-        assert larger.status_code == 500
+        for larger in ({"rows": ["broken"] * 5}, {"rows": ["broken"], "top": 2}):
+            refused = client.post("/predict", json=larger)
+            assert refused.json() == {"error": "the server has a fault (RuntimeError), which its log describes."}
+            assert refused.status_code == 500
     batcher.close()
+
+
+@pytest.mark.parametrize("quick_rows", [0, 4])
+def test_files_that_do_not_fit_together_are_reported_to_the_client(published: Published, quick_rows: int) -> None:
+    def refuse(rows: list[Row], top: int) -> list[Row]:
+        raise CheckpointError("the files do not fit together")
+
+    batcher = Batcher(refuse, 2, 100)
+    quick = LoopBatcher(refuse, 2)
+    app = Service(ServedModel(published.folder), batcher, LIMITS, "1", quick=quick, quick_rows=quick_rows).app()
+    with TestClient(app) as client:
+        response = client.post("/predict", json={"rows": ["w1"]})
+    batcher.close()
+    assert (response.status_code, response.json()) == (500, {"error": "the files do not fit together"})
 
 
 LOOSE = st.recursive(
