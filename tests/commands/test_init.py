@@ -287,6 +287,15 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert "note: spent is left out: it is read as text: 80 of 90 cells are numbers, the first other" in output
     assert "note: day is left out: it contains dates, such as '2020-01-01' in row 1" in output
+    for pattern, first in (("{},5", "0,5"), ("${}.25", "$0.25"), ("{} %", "0 %")):
+        table("paid rooms price", [[pattern.format(n), n % 5, n / 7] for n in range(90)], ";")(Path("paid.csv"))
+        assert main(["init", "paid.csv", "force=true"]) == 0
+        output = capsys.readouterr().out
+        assert (
+            f"note: paid is left out: it is read as text, but its cells look like numbers, the first is {first!r}"
+            in output
+        )
+        assert "(task=tabular_regression)" in output
     images((16, 40, 70))(Path("sizes"))
     assert main(["init", "sizes"]) == 0
     assert "60 images in 2 classes, of 3 sizes, the shorter side 16 pixels" in capsys.readouterr().out

@@ -11,6 +11,8 @@ from trainer.data.language import count_tokens, guess_language
         ("오늘 경기는 정말 좋았다", "Korean"),
         ("the food was good and it is not far for us", "English"),
         ("das Essen war gut und es ist nicht weit für uns", "German"),
+        ("How do I clean my kettle? How do I store my lamp?", "English"),
+        ("do clean do store", ""),
         ("apple pear plum 17", ""),
         ("", ""),
     ],

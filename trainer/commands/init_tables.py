@@ -68,6 +68,10 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
                 f"{counted(len(rare), 'class', 'has', of=len(counts))} fewer than {_RARE} rows, such as {shown}"
             )
     warnings += _incomplete_notes(table, proposal.roles)
+    used = {name for names in proposal.roles.values() for name in names}
+    for column in table.of_kind("mixed"):
+        found = [] if column.name in used else feature_warnings(table, column.name)
+        warnings += [f"{column.name} is left out: it {text}" for text in found]
     notes = [f"note: {note.removesuffix('.')}." for note in (*table.notes, *warnings)]
     return Look([*table.describe(), *notes], proposal, table.num_rows)
 
@@ -301,7 +305,7 @@ def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], ta
     if not names:
         raise _no_target_error(table)
     omitted = [column.name for column in table.columns if column is not target and column.name not in names]
-    for column in table.of_kind("mixed", "date"):
+    for column in table.of_kind("date"):
         table.notes.extend(f"{column.name} is left out: it {text}" for text in feature_warnings(table, column.name))
     comment = f"left out: {', '.join(omitted)}" if omitted else "the columns to predict from"
     is_class = target.can_be_class

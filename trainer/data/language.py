@@ -19,7 +19,7 @@ _SCRIPTS = {
     "Thai": re.compile(r"[\u0e00-\u0e7f]"),
 }
 _FREQUENT_WORDS = {
-    "English": "the and of to is in that it was for with this on are not you",
+    "English": "the and of to is in that it was for with this on are not you i my how what",
     "German": "der die das und ist nicht ein eine mit zu den von auf für ich es",
     "French": "le la les et est une des pas que pour dans qui sur avec je ce",
     "Spanish": "el los las y es una que de por con para no del se lo muy",
@@ -28,6 +28,9 @@ _FREQUENT_WORDS = {
     "Dutch": "de het een en van is niet dat op met voor zijn ik te aan er",
 }
 _MIN_FREQUENT = 0.05
+_MIN_DIFFERENT = 3
+"""A language is probable only if so many of its frequent words occur: `do` alone is English and Portuguese."""
+
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
@@ -47,6 +50,7 @@ def guess_language(texts: Sequence[str]) -> str:
     shares = {
         language: sum(words[word] for word in frequent.split()) / max(1, words.total())
         for language, frequent in _FREQUENT_WORDS.items()
+        if len(words.keys() & set(frequent.split())) >= _MIN_DIFFERENT
     }
-    language, share = max(shares.items(), key=lambda item: item[1])
+    language, share = max(shares.items(), key=lambda item: item[1], default=("", 0.0))
     return language if share > _MIN_FREQUENT else ""

@@ -44,6 +44,11 @@ MISSING = frozenset(
 """Texts that pandas reads as missing values. Here only an empty cell is one, so these texts are names like others."""
 
 
+def has_number_notation(text: str) -> bool:
+    """Return whether a text is a number as people write it, such as `1.234,50 €`, `12 %` or `3,5`, and no date."""
+    return bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not DATE.fullmatch(text)
+
+
 class ColumnWarning(NamedTuple):
     """A warning about a column of the training data; `{place}` in it stands for the file and number of `row`."""
 
@@ -104,7 +109,7 @@ class FeatureColumn:
             self._first_missing = self._first_missing or (text, row)
         self._num_dates += bool(DATE.fullmatch(text))
         self._num_quantities += bool(_QUANTITY.fullmatch(text))
-        self._num_with_units += bool(_NUMBER.fullmatch(_UNITS.sub("", text))) and not DATE.fullmatch(text)
+        self._num_with_units += has_number_notation(text)
 
     def _add_number(self, value: object, row: int) -> None:
         self._num_numbers += 1

@@ -16,7 +16,7 @@ from trainer.data.cells import IMAGE_SUFFIXES, as_messages, is_number, join_mess
 from trainer.data.labels import find_lists
 from trainer.data.language import count_tokens, guess_language
 from trainer.data.line_reader import READ_ERRORS, LineReader, unreadable_error
-from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks
+from trainer.data.plausibility import DATE, IDENTIFIER, FeatureColumn, Leaks, has_number_notation
 from trainer.data.readers import column_names, format_suffix, read_records
 from trainer.data.splits import row_id, split_row_id
 from trainer.data.table import Table, describe_columns
@@ -46,6 +46,9 @@ _MAX_LABEL_TOKENS = 8
 _MAX_NUMERIC_CLASSES = 20
 """A column with more different whole numbers probably contains amounts."""
 
+_MOST = 0.9
+"""Share of the cells from which on they decide what a column is."""
+
 Kind = Literal[
     "empty",
     "constant",
@@ -61,7 +64,7 @@ Kind = Literal[
     "messages",
     "other",
 ]
-"""The kind of the cells of a column; `mixed` is numbers with some texts among them."""
+"""The kind of the cells of a column; `mixed` is numbers with some texts among them, such as `12,50` or `$3`."""
 
 _SEPARATORS = {",": ",", ";": ";", "\t": "\\t", "|": "|"}
 """Separators of cells that are recognized in a header, as `data.separator` writes them."""
@@ -331,12 +334,15 @@ def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
         return "identifier" if is_distinct and (_counts_rows(compared) or IDENTIFIER.search(name)) else "number"
     if all(DATE.fullmatch(value.strip()) for value in compared):
         return "date"
-    if sum(value.lower().endswith(IMAGE_SUFFIXES) for value in compared) > 0.9 * len(compared):
+    if sum(value.lower().endswith(IMAGE_SUFFIXES) for value in compared) > _MOST * len(compared):
         return "image"
     words = sum(map(count_tokens, compared)) / len(compared)
     is_named_text = name.lower() in _TEXT_NAMES
     if len(counts) <= min(_MAX_CLASSES, num_cells / 2) and not is_named_text and words < _MAX_LABEL_TOKENS:
         return "class"
+    num_numbers = sum(is_number(value) or has_number_notation(value.strip()) for value in compared)
+    if num_numbers > _MOST * len(compared) and not IDENTIFIER.search(name):
+        return "mixed"
     if is_distinct and num_cells > 5 and (words < 1.2 or (words < 2 and IDENTIFIER.search(name))):
         return "identifier"
     return "mixed" if sum(map(is_number, compared)) > len(compared) / 2 else "text"
