@@ -87,5 +87,54 @@ def test_modes_are_restored_after_an_error() -> None:
     assert model.training
 
 
+class Halving(list[Batch]):
+    """Batches that can be loaded again in halves; counts how often."""
+
+    num_halved = 0
+
+    def halves(self, batch: Batch) -> list[Batch]:
+        self.num_halved += 1
+        middle, target = batch.num_samples // 2, batch.target
+        assert target is not None
+        parts = (slice(None, middle), slice(middle, None))
+        return [Batch({"x": batch.inputs["x"][p]}, target[p], len(target[p]), batch.ids[p]) for p in parts]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 9])
+def test_a_batch_for_which_memory_runs_out_runs_in_halves(limit: int, caplog: pytest.LogCaptureFixture) -> None:
+    class Limited(Classifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, plain, parts = Limited(), Classifier(), Halving(batches([9, 4, 9]))
+    plain.load_state_dict(model.state_dict())
+
+    values = evaluate(model, loss(), parts, metrics(), precision=Precision("fp32", CPU), device=CPU)
+
+    assert values == pytest.approx(measure(plain, [9, 4, 9]), abs=1e-6)
+    assert parts.num_halved == {1: 2 * 8 + 3, 3: 2 * 3 + 1, 4: 2 * 2, 9: 0}[limit]
+    # Each size is reported once, however many batches have it.
+    assert len(caplog.messages) == len(set(caplog.messages)) == {1: 5, 3: 3, 4: 2, 9: 0}[limit]
+
+
+def test_only_a_lack_of_memory_halves_a_batch(caplog: pytest.LogCaptureFixture) -> None:
+    class Nothing(Classifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return None  # type: ignore[return-value]
+
+    class Full(Classifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise MemoryError
+
+    options = {"precision": Precision("fp32", CPU), "device": CPU}
+    for model, parts in ((Nothing(), Halving(batches([4]))), (Full(), Halving(batches([1]))), (Full(), batches([4]))):
+        with pytest.raises((MemoryError, AttributeError, TypeError)):
+            evaluate(model, loss(), parts, metrics(), **options)  # type: ignore[arg-type]
+    assert not caplog.messages
+
+
 def test_directions_of_the_loss_and_the_metrics() -> None:
     assert metric_directions(metrics()) == {"loss": False, "accuracy": True}

@@ -61,8 +61,9 @@ def evaluate(
         halve = None
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num_targets = 0.0
+    too_large: set[int] = set()
     with evaluation_mode(model), torch.inference_mode():
-        outputs = (part for batch in batches for part in _run(model, batch, precision, device, halve))
+        outputs = (part for batch in batches for part in _run(model, batch, precision, device, halve, too_large))
         for host_batch, batch, output in outputs:
             num_targets += count_targets(loss, host_batch)
             for rows, part in _split_deferred(output, batch):
@@ -90,9 +91,12 @@ def _run(
     precision: Precision,
     device: torch.device,
     halve: Callable[[Batch], list[Batch]] | None,
+    too_large: set[int],
 ) -> Iterator[tuple[Batch, Batch, Tensor | DeferredLogits]]:
-    """Yield a batch on the host and on the device with its output, or those of its halves if memory runs out."""
-    output: Tensor | DeferredLogits | None = None
+    """Yield a batch on the host and on the device with its output; if memory runs out, its halves in its place.
+
+    `too_large` has the sizes for which memory has run out before: each is reported once.
+    """
     batch = host_batch
     try:
         batch = host_batch.to(device)
@@ -101,16 +105,16 @@ def _run(
     except (RuntimeError, MemoryError) as error:
         if halve is None or host_batch.num_samples < 2 or not is_out_of_memory(error):
             raise
-    if output is not None:
+    else:
         yield host_batch, batch, output
         return
     # Outside of the handler, which keeps the tensors of the failed call.
     del batch
-    logger.warning(
-        "loader.eval_batch_size: memory ran out for a batch of %d samples, which runs in halves", host_batch.num_samples
-    )
+    if (size := host_batch.num_samples) not in too_large:
+        too_large.add(size)
+        logger.warning("loader.eval_batch_size: memory ran out for a batch of %d samples, which runs in halves", size)
     for half in halve(host_batch) if halve is not None else []:
-        yield from _run(model, half, precision, device, halve)
+        yield from _run(model, half, precision, device, halve, too_large)
 
 
 def _split_deferred(output: Tensor | DeferredLogits, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
