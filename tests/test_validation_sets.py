@@ -124,6 +124,10 @@ def test_every_set_has_an_evaluation_and_its_predictions(run: Path) -> None:
     }
     page = (run / "report.html").read_text(encoding="utf-8")
     assert all(f"{split}, averaged weights" in page for split in SPLITS)
+    assert "Validation/noisy macro F1" in page
+    assert record.best is not None
+    assert f"validation/noisy macro F1 {record.best['value']:.4f}, " in page
+    assert ">validation.clean<" not in page
 
 
 def test_a_set_is_evaluated_by_its_name(run: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

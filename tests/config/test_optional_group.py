@@ -33,6 +33,7 @@ def test_prune_is_null_unless_an_option_is_chosen(verb: str, composed: Composed)
         ("prune=null", "prune: must be the name of an option, got null. Delete it with ~prune."),
         ("+prune=l1", "prune: already exists. Leave out the +: prune=l1."),
         ("prune.amount=0.3", "prune.amount: no prune is chosen, got 0.3. Add prune=global_magnitude or prune=l1 or"),
+        ("prune.dim=1", "prune.dim: no prune is chosen, got 1. Add prune=ln."),
         (
             "prune={amount: 0.3}",
             "prune._target_: must be the dotted name of a class or function",

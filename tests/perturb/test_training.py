@@ -47,6 +47,7 @@ def test_without_moves_the_run_is_the_plain_run(
 ) -> None:
     assert train(tmp_path / "late", *data, "perturb=fgm", f"perturb.start={STEPS}") == 0
     assert f"perturb.start: {STEPS} is the end of the run: no step is left" in caplog.text
+    assert "perturb: each step" not in caplog.text
     assert train(tmp_path / "plain", *data) == 0
 
     assert all(

@@ -41,11 +41,12 @@ def build_perturbation(
     moved, consistency = _build(
         convert_durations("perturb", job.perturb, steps_per_epoch, total_steps), task, model, loss
     )
-    if moved is not None:
+    if moved is not None and (start := moved.method.start_steps) < total_steps:  # else a warning says so
         names = list(moved.weights)
         shown = ", ".join(names[:_MAX_NAMES])
         shown += f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-        logger.info("perturb: each step moves %s and takes %d forward and backward passes", shown, moved.passes)
+        steps = f"each step after step {start}" if start else "each step"
+        logger.info("perturb: %s moves %s and takes %d forward and backward passes", steps, shown, moved.passes)
     return moved, consistency
 
 

@@ -314,7 +314,7 @@ def _measure(
     from trainer.intervals.confidence import read_intervals
 
     metrics, values = build_class_metrics(checkpointed.job, checkpointed.task), evaluation.values
-    with phase("computing the intervals"):
+    with phase(f"computing the intervals of {split}"):
         intervals = read_intervals(predictions, values, metrics)
         targets = measure_targets(predictions, checkpointed.job.data.get("columns", {}).get("value"))
     parts: dict[str, list[Document]] = {}

@@ -21,6 +21,7 @@ from trainer.commands.report_sections import (
     interval_of,
     monitor_of,
     part_name,
+    shown_split,
     shown_value,
     with_interval,
 )
@@ -139,7 +140,8 @@ def _score_tiles(record: RunRecord, split: str, baseline: Baseline | None) -> li
         return []
     interval = interval_of(scores, str(name))
     detail = f"95% interval {interval[0]:.4f} to {interval[1]:.4f}" if interval else "of the best weights"
-    tiles = [Tile(f"{split.capitalize()} {words(str(name))}", f"{scores[name]:.4f}", detail)]
+    label = f"{shown_split(split, scores).capitalize()} {words(str(name))}"
+    tiles = [Tile(label, f"{scores[name]:.4f}", detail)]
     if baseline is not None and name in baseline.scores:
         tiles.append(Tile("Baseline", f"{baseline.scores[name]:.4f}", baseline.answer))
     return tiles
@@ -151,9 +153,8 @@ def _tiles(record: RunRecord) -> list[Tile]:
     tiles = []
     if best:
         value, weights = best.get("value"), "averaged" if best.get("weights") == "ema" else "raw"
-        detail = (
-            f"validation {words(str(best.get('name')))} {value:.4f}, {weights} weights" if value is not None else ""
-        )
+        metric = f"{record.validation_sets[0]} {words(str(best.get('name')))}"
+        detail = f"{metric} {value:.4f}, {weights} weights" if value is not None else ""
         tiles.append(Tile("Best step", str(best["step"]), detail))
     seconds, rate = _training_time(record)
     if seconds:
@@ -236,7 +237,8 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     value = best.get("value")
     verdict = ""
     if value is not None:
-        verdict = f"Best: {runs[0].name} with validation {words(str(best['name']))} {value:.4f} at step {best['step']}."
+        metric = f"{ranked[0].validation_sets[0]} {words(str(best['name']))}"
+        verdict = f"Best: {runs[0].name} with {metric} {value:.4f} at step {best['step']}."
         verdict += f" {decide(comparisons, monitor)}"
     tasks = dict.fromkeys(words(_part_of(record.config, "task")) for record in ranked)
     return Page(title, ", ".join(tasks), verdict, [], sections)

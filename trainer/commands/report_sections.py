@@ -20,7 +20,7 @@ from trainer.report.console import format_number
 from trainer.report.metric_names import monitored_first, words
 from trainer.report.page import Figure, Section, Table
 from trainer.shapes import to_json
-from trainer.validation_sets import is_validation
+from trainer.validation_sets import file_stem, is_validation
 
 _NOT_PLOTTED: Final = frozenset({"event", "step", "epoch", "split", "weights", "best_step", "loss"})
 
@@ -184,7 +184,7 @@ def evaluation_section(runs: Sequence[NamedRun]) -> Section:
     cells = [
         [
             name,
-            split,
+            shown_split(split, scores),
             *([scores.get("data")] if has_others else []),
             *map(scores.get, ("step", "weights")),
             *(with_interval(scores, key) for key in metrics),
@@ -192,6 +192,12 @@ def evaluation_section(runs: Sequence[NamedRun]) -> Section:
         for name, split, scores in rows
     ]
     return Section("Evaluations", tables=[_without_run(runs, Table("Scores", columns, cells))])
+
+
+def shown_split(stem: str, scores: Document) -> str:
+    """Return the split of an evaluation, or the stem of its file if that also names other data."""
+    split = scores.get("split")
+    return str(split) if split is not None and file_stem(split) == stem else stem
 
 
 def _is_metric(key: str, value: object) -> bool:

@@ -291,7 +291,9 @@ class KnownKeys:
             return self.unknown(parent)
         error = partial(format_error, path) if value is _ABSENT else partial(format_error, path, value=value)
         if above is None and parent in schema.groups(self.job_type):
-            options = " or ".join(f"{parent}={option}" for option in self.groups.options(parent))
+            every = self.groups.options(parent)
+            having = [option for option in every if name in self.groups.content(parent, option)] or every
+            options = " or ".join(f"{parent}={option}" for option in having)
             return error(f"no {parent} is chosen", "" if self.is_stored else f"Add {options}")
         if above is None:
             example = "..." if value is _ABSENT else value
