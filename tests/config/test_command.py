@@ -83,6 +83,11 @@ def test_three_typos_are_reported_together() -> None:
             ["loss=mse"],
             "loss: takes numbers as targets, but the targets of the task are classes, got 'mse'. Use one of ",
         ),
+        (
+            ["experiment=stdlib_spans", "loss=crf"],
+            "loss: takes classes as targets, but the targets of the task are spans of a text, got 'crf'. "
+            "Use loss=global_pointer.",
+        ),
         (["model=resnet"], "model: reads images, but the inputs of the task are tokens, got 'resnet'. Use one of "),
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
         (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),

@@ -76,7 +76,12 @@ def _validate_targets(config: Mapping[str, Any], groups: Groups) -> Iterator[str
             if not part_attribute(config, "task", "tags_sequences"):
                 fitting = [option for option in fitting if not _declared(groups, "loss", option, "needs_sequences")]
             problem = incompatible_targets(taken, target) + reason
-            yield format_error("loss", problem, f"Use one of {', '.join(fitting)}", value=_name(config, "loss", groups))
+            yield format_error("loss", problem, _use("loss", fitting), value=_name(config, "loss", groups))
+
+
+def _use(group: str, fitting: Sequence[str]) -> str:
+    """Return the remedy that names the options of a group that fit."""
+    return f"Use {group}={fitting[0]}" if len(fitting) == 1 else f"Use one of {', '.join(fitting)}"
 
 
 def _validate_sequences(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
@@ -112,7 +117,7 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
             options = groups.options("model")
             fitting = [option for option in options if value in _declared(groups, "model", option, declared)]
             text = problem.format(" or ".join(supported), value)
-            yield format_error("model", text, f"Use one of {', '.join(fitting)}", value=_name(config, "model", groups))
+            yield format_error("model", text, _use("model", fitting), value=_name(config, "model", groups))
 
 
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
