@@ -91,6 +91,22 @@ def test_rows_that_cannot_be_evaluated_are_not_kept(run: trainer.Run) -> None:
     assert sorted(run.path.rglob("*")) == before
 
 
+def test_named_validation_sets(tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        frame(20, 1).to_csv("clean.csv", index=False)
+        sets = {"noisy": frame(20, 2), "clean": "clean.csv"}
+        run = trainer.train(*JOB, "run.dir=run", "data.split.test=0", data=frame(), validation=sets, verbose=False)
+        assert run.best is not None
+        assert run.best["split"] == "validation/noisy"
+        assert run.config["data"]["validation"] == {"noisy": "run/data/validation.noisy.parquet", "clean": "clean.csv"}
+        assert {file.stem for file in (run.path / "eval").glob("*.json")} == {"validation.noisy", "validation.clean"}
+        assert run.evaluate(split="validation/clean")["loss"] > 0
+        with pytest.raises(ConfigError, match=r"validation: the name of a validation set is letters, .* got 'a b'"):
+            trainer.train(*JOB, data=frame(), validation={"a b": frame(20, 2)})
+        with pytest.raises(DataError, match=r"validation\.noisy: has no rows"):
+            trainer.train(*JOB, data=frame(), validation={"noisy": frame(0)})
+
+
 def test_what_is_no_row_is_reported(run: trainer.Run) -> None:
     for value in (None, 5, (row for row in [{"text": "a pear"}])):
         with pytest.raises(DataError, match="rows: must be a data frame"):

@@ -30,6 +30,7 @@ from trainer.config.trust import named_packages, trust_argument
 from trainer.display import print_lines
 from trainer.errors import ConfigError, DataError, RowErrors, format_error, raise_if_any
 from trainer.layout import CHECKPOINTS, DATA, LOCK, METRICS, Document
+from trainer.validation_sets import VALIDATION, file_stem, name_problems, set_split
 
 if TYPE_CHECKING:
     from trainer.predict.input_rows import RowFormat
@@ -42,7 +43,7 @@ Table = Any
 def train(
     *overrides: str,
     data: Table | str | Path | None = None,
-    validation: Table | str | Path | None = None,
+    validation: Table | str | Path | Mapping[str, Table | str | Path] | None = None,
     test: Table | str | Path | None = None,
     verbose: bool = True,
     **settings: object,
@@ -54,7 +55,8 @@ def train(
         data: The training rows: a data frame of pandas or polars, a data set of datasets, an Arrow table, a list of
             dicts, a dict of lists, or the path of a file. Rows in memory are kept in the run folder, so every verb can
             read them later. None trains on the source that the overrides name.
-        validation: The rows of the validation split; None holds out a share of `data`.
+        validation: The rows of the validation split, or of several sets by name: `{"clean": table, "noisy": table}`;
+            None holds out a share of `data`.
         test: The rows of the test split; None holds out a share of `data`.
         verbose: Show the progress; False prints only warnings.
         settings: Overrides by name: `seed=1`, `optimizer={"lr": 1e-3}`.
@@ -68,7 +70,7 @@ def train(
     texts = [*overrides, *_as_overrides(settings)]
     if not verbose:
         texts.append("logger.console=none")
-    splits = {"train": data, "validation": validation, "test": test}
+    splits = {"train": data, **_validation_splits(validation), "test": test}
     given = {split: rows for split, rows in splits.items() if rows is not None}
     _check_arguments(texts, given)
     with caller_undisturbed("train"):
@@ -77,7 +79,7 @@ def train(
         if not tables:
             checked = _check("train", [*texts, *_data_overrides(files)])
             return Run(_train(checked.job, checked.config))
-        return Run(_train_on_tables(texts, files, tables))
+        return Run(_train_on_tables(texts, given, tables))
 
 
 def load(path: str | Path | None = None, *, trust: Sequence[str] = ()) -> Run:
@@ -283,6 +285,24 @@ def _refuse_tables(overrides: Sequence[object], settings: Mapping[str, object]) 
     raise_if_any(*problems)
 
 
+def _validation_splits(validation: object) -> dict[str, Any]:
+    """Return the argument `validation` by split: `validation`, or `validation.<name>` for each of several sets.
+
+    The values of a dict of lists are columns, the values of a dict of sets are tables or files.
+
+    Raises:
+        ConfigError: A name cannot be the name of a set.
+    """
+    sets = validation if isinstance(validation, Mapping) and validation else {}
+    if not sets or not all(
+        isinstance(rows, str | Path | Mapping) or hasattr(rows, "columns") or hasattr(rows, "column_names")
+        for rows in sets.values()
+    ):
+        return {VALIDATION: validation}
+    raise_if_any(*name_problems(dict(sets), VALIDATION))
+    return {file_stem(set_split(str(name))): rows for name, rows in sets.items()}
+
+
 def _check_arguments(texts: Sequence[object], given: Mapping[str, object]) -> None:
     problems = []
     for text in texts:
@@ -291,7 +311,8 @@ def _check_arguments(texts: Sequence[object], given: Mapping[str, object]) -> No
             problems.append(format_error("overrides", "expected key=value", remedy, value=text))
     keys = [str(text).partition("=")[0] for text in texts]
     if given:
-        taken = [key for key in keys if key == "data" or key in {f"data.{split}" for split in given}]
+        own = {"data", *(f"data.{split.partition('.')[0]}" for split in given)}
+        taken = [key for key in keys if key in own]
         remedy = "Leave one of the two out"
         problems += [format_error(key, "the argument data names the data too", remedy) for key in taken]
         if "train" not in given:
@@ -309,7 +330,7 @@ def _train(job: Any, config: Document) -> Path:
     return folder
 
 
-def _train_on_tables(texts: Sequence[str], files: Mapping[str, str], tables: Mapping[str, Table]) -> Path:
+def _train_on_tables(texts: Sequence[str], given: Mapping[str, Any], tables: Mapping[str, Table]) -> Path:
     """Check the job, keep the tables in the folder of the run, and train on them; return the folder."""
     from trainer.data.frames import to_table, write_table
 
@@ -317,7 +338,8 @@ def _train_on_tables(texts: Sequence[str], files: Mapping[str, str], tables: Map
         named = {split: Path(place, f"{split}.parquet") for split in tables}
         for file in named.values():
             file.touch()
-        checked = _check("train", [*texts, *_data_overrides({**files, **{k: str(v) for k, v in named.items()}})])
+        files = {split: str(named.get(split, rows)) for split, rows in given.items()}
+        checked = _check("train", [*texts, *_data_overrides(files)])
     job, config = checked.job, checked.config
     assert isinstance(job, TrainJob)
     rows = {split: to_table(_argument(split), table) for split, table in tables.items()}
@@ -332,7 +354,7 @@ def _train_on_tables(texts: Sequence[str], files: Mapping[str, str], tables: Map
             else:
                 _check_same(split, file, rows[split])
         config = config | {
-            "data": config["data"] | {split: str(file) for split, file in kept.items()},
+            "data": _with_files(config["data"], {split: str(file) for split, file in kept.items()}),
             "run": config["run"] | {"dir": str(folder)},
         }
         _train(job_of_config("train", config, ()), config)
@@ -377,7 +399,18 @@ def _remove(folder: Path, files: Iterable[Path]) -> None:
 
 
 def _data_overrides(files: Mapping[str, str]) -> list[str]:
-    return ["data=files", *(_override(f"data.{split}", file) for split, file in files.items())] if files else []
+    named = _with_files({}, files)
+    return ["data=files", *(_override(f"data.{split}", file) for split, file in named.items())] if files else []
+
+
+def _with_files(data: Mapping[str, Any], files: Mapping[str, str]) -> Document:
+    """Return the keys of a source with the files of splits; `validation.clean` is one of several sets."""
+    named = dict(data)
+    for split, file in files.items():
+        parent, _, name = split.partition(".")
+        others = named.get(parent)
+        named[parent] = {**(others if isinstance(others, Mapping) else {}), name: file} if name else file
+    return named
 
 
 def _as_overrides(settings: Mapping[str, object], prefix: str = "") -> list[str]:
