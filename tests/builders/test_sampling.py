@@ -256,7 +256,7 @@ def test_a_mix_needs_files(folder: Path) -> None:
         ),
         (
             ["loader.sampler=balanced", "loader.sampler_column=gap"],
-            "one.csv, row 6, column 'gap': has no value. Fill in this cell and 0 more",
+            "one.csv, row 6, column 'gap': has no value. Fill in this cell, or choose",
         ),
         (
             ["data.mix={one.csv:1,two.csv:1}", "loader.sampler=weighted", "loader.weights={a:0}"],

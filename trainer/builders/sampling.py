@@ -137,7 +137,8 @@ def _group_by_column(encoded: Encoded, column: str) -> tuple[np.ndarray, list[st
     texts = [None if cell is None or not (text := _as_text(cell)).strip() else text for cell in cells]
     if None in texts:
         place = f"{_describe(encoded, texts.index(None))}, column {column!r}"
-        remedy = f"Fill in this cell and {texts.count(None) - 1} more, or choose another loader.sampler_column"
+        more = f" and {others} more" if (others := texts.count(None) - 1) else ""
+        remedy = f"Fill in this cell{more}, or choose another loader.sampler_column"
         raise DataError(format_error(place, "has no value", remedy))
     names, codes = np.unique(np.array(texts), return_inverse=True)
     return codes.astype(np.int64), [str(name) for name in names]
