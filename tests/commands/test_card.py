@@ -131,6 +131,23 @@ def test_languages_of_texts_are_named_or_asked_for(folder: Path, tmp_path: Path)
     assert "Its texts are in: en, zh." in make_card(CardJob(language=["en", "zh"]), record, artifacts)
 
 
+def test_only_the_best_weights_are_called_the_best(folder: Path, tmp_path: Path) -> None:
+    record = read_run(str(RUN))
+    artifacts = Path(shutil.copytree(RUN / "export", tmp_path / "export"))
+    assert record.best is not None
+    step, score = record.best["step"], {"name": "accuracy", "value": 0.75, "weights": "raw"}
+
+    def training(**origin: object) -> str:
+        edit_manifest(artifacts, lambda document: document["provenance"].update(origin))
+        return make_card(CardJob(), record, artifacts).partition("## Training")[2]
+
+    best = f"the weights of step {step}, the best by accuracy on the validation split (0.75).\n"
+    assert best in training(step=step, weights="raw", score=score)
+    assert "step 1, not the best of the run by accuracy on the validation split (0.75)." in training(step=1)
+    # The score is of other weights.
+    assert f"the averaged (EMA) weights of step {step}.\n" in training(step=step, weights="ema")
+
+
 ANSWERS: tuple[tuple[str, dict[str, object], str], ...] = (
     (
         "classes",

@@ -291,7 +291,7 @@ def _limits(job: CardJob, record: RunRecord, artifacts: Path, manifest: Document
 def _cut_rows(record: RunRecord) -> str:
     """Return the share of training rows that were longer than the model reads; "" if none were."""
     share = _start(record).get("data", {}).get("train", {}).get("truncated")
-    return f"{100 * share:.1f}% of the training rows were longer." if share else ""
+    return f"{100 * share:.2g}% of the training rows were longer." if share else ""
 
 
 def _start(record: RunRecord) -> Document:
@@ -315,21 +315,28 @@ def _training(record: RunRecord, manifest: Document) -> str:
     start = "pretrained weights" if model.get("pretrained") or model.get("weights") else "random weights"
     optimizer = config["optimizer"]
     rate = f" with a learning rate of {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), float) else ""
-    last = record.events[-1] if record.events else {"step": 0, "epoch": 0.0}
+    last: Document = record.events[-1] if record.events else {"step": 0, "epoch": 0.0}
     rows = _start(record).get("data", {}).get("train", {}).get("rows")
-    data = f"on {rows} rows " if rows else ""
+    data = f"on {counted(rows, 'row')} " if rows else ""
     text = (
         f"`{part_name(str(model['_target_']))}` was trained from {start} {data}with the loss "
         f"`{part_name(str(config['loss']['_target_']))}` and the optimizer `{part_name(str(optimizer['_target_']))}`"
-        f"{rate}: {last['step']} steps of {config['train']['batch_size']} rows, {last['epoch']:.3g} epochs."
+        f"{rate}: {counted(last['step'], 'step')} of {counted(config['train']['batch_size'], 'row')}, "
+        f"{last['epoch']:.3g} {'epoch' if last['epoch'] == 1 else 'epochs'}."
     )
-    score = origin.get("score")
-    if isinstance(score, dict) and isinstance(score.get("value"), int | float):
-        best = f", the best by {words(str(score['name']))} on the validation split ({score['value']:.4g})"
-    else:
-        best = ""
     average = " averaged (EMA)" if origin.get("weights") == "ema" else ""
-    return f"## Training\n\n{text} The artifacts have the{average} weights of step {origin.get('step')}{best}."
+    score = _exported_score(record, origin)
+    return f"## Training\n\n{text} The artifacts have the{average} weights of step {origin.get('step')}{score}."
+
+
+def _exported_score(record: RunRecord, origin: Document) -> str:
+    """Return the score of the exported weights, and whether it is the best of the run; "" if it is unknown."""
+    score, best = origin.get("score"), record.best or {}
+    is_known = isinstance(score, dict) and score.get("weights") == origin.get("weights")
+    if not isinstance(score, dict) or not is_known or not isinstance(score.get("value"), int | float):
+        return ""
+    rank = "the best" if best.get("step") == origin.get("step") else "not the best of the run"
+    return f", {rank} by {words(str(score['name']))} on the validation split ({score['value']:.4g})"
 
 
 def _worst(split: str, file: Path, about: Document) -> str:
