@@ -95,6 +95,7 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
     "loss": {
         **dict.fromkeys(("ce", "cross-entropy", "crossentropy", "nll", "softmax_cross_entropy"), "cross_entropy"),
         **dict.fromkeys(("CRF", "linear_chain_crf"), "crf"),
+        **dict.fromkeys(("GlobalPointer", "globalpointer"), "global_pointer"),
         **dict.fromkeys(("bce", "bce_with_logits", "sigmoid_cross_entropy"), "binary_cross_entropy"),
         **dict.fromkeys(("l2", "mean_squared_error"), "mse"),
         **dict.fromkeys(("l1", "mean_absolute_error"), "mae"),
@@ -251,7 +252,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     ForeignName("adv_epsilon adv_eps fgm_epsilon", "perturb=fgm perturb.epsilon={}", "1.0", _AMOUNT),
     ForeignName("adv_alpha pgd_alpha adv_lr", "perturb=pgd perturb.alpha={}", "0.3", _AMOUNT),
     ForeignName("adv_k adv_steps adv_step pgd_k pgd_steps", "perturb=pgd perturb.moves={}", "3", _COUNT),
-    ForeignName("awp_gamma", "perturb=awp perturb.gamma={}", "0.005", _AMOUNT),
+    ForeignName("awp_gamma awp_lr", "perturb=awp perturb.gamma={}", "0.005", _AMOUNT),
     ForeignName(
         "rdrop_alpha r_drop_alpha rdrop_coef kl_alpha kl_weight", "perturb=r_drop perturb.alpha={}", "1.0", _AMOUNT
     ),
@@ -277,6 +278,10 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "classifier_dropout head_dropout head_drop cls_dropout fc_dropout", "model.head_dropout={}", "0.1", r"0?\.\d+|0"
     ),
     _switch("crf use_crf", "task=token_classification loss=crf"),
+    _switch(
+        "GlobalPointer use_global_pointer nested_ner EfficientGlobalPointer",
+        "task=span_classification loss=global_pointer",
+    ),
     _nothing(
         "neftune_noise_alpha", "Nothing adds noise to embeddings; model.noisy_tune adds noise to the weights once"
     ),
@@ -477,7 +482,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "train.csv",
     ),
     ForeignName(
-        "validation_file eval_file val_file validation_set val_data dev_file",
+        "validation_file eval_file val_file valid_file validation_set val_data dev_file val_path valid_path",
         "data=files data.validation={}",
         "dev.csv",
     ),
@@ -516,7 +521,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         _COLUMN,
     ),
     _nothing(
-        "eval_datasets validation_sets val_sets valid_sets extra_validation",
+        "eval_datasets eval_files validation_sets validation_files val_sets val_files valid_sets extra_validation",
         "Several named sets are data.validation={clean: a.csv, noisy: b.csv}",
     ),
     ForeignName("n_splits cv n_folds num_folds k_fold kfold", "data.folds={}", "5", r"[2-9]|[1-9]\d{1,2}"),
