@@ -203,7 +203,7 @@ def test_splits_of_the_hub_are_sets(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("{a b: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         ("{../x: a.csv}", [], "data.validation: the name of a validation set is letters, digits, _ and -, from a "),
         (
-            "{" + "x" * 65 + ": a.csv}",
+            "{" + "x" * 129 + ": a.csv}",
             [],
             "data.validation: the name of a validation set is letters, digits, _ and -, fr",
         ),

@@ -12,7 +12,7 @@ VALIDATION: Final = "validation"
 SPLIT_PATTERN: Final = r"train|test|validation(/[A-Za-z][\w-]*)?"
 """The names of splits, as a regular expression."""
 
-_MAX_LENGTH: Final = 64
+_MAX_LENGTH: Final = 128
 """The most characters of a name, which is a part of the names of files."""
 
 _RESERVED: Final = ("train", "validation", "test")
