@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.jobs import TINY, working_in
+from tests.support.jobs import TINY, assert_resumes, working_in
 from tests.test_conf import job_of
 from trainer.builders.data import build_batch_plan, build_encoded, build_task
 from trainer.builders.sampling import measure_draws
@@ -286,11 +286,13 @@ def test_a_mix_survives_the_move_of_a_run_and_may_not_change(
 ) -> None:
     mix = "data.mix={one.csv:0.5,two.csv:0.5}"
     run = tmp_path / "run"
-    assert main(["train", *TINY, *job(mix), f"run.dir={run}", "train.duration=2"]) == 0
+    kept = ["checkpoint.every=4", "checkpoint.keep=9"]
+    assert main(["train", *TINY, *job(mix), f"run.dir={run}", "train.duration=10", *kept]) == 0
     with working_in(tmp_path):
-        assert main(["train", f"resume={run}", "train.duration=3", mix]) == 0
+        assert_resumes(run, 4, mix)  # into the second epoch, which starts after step 8
+        assert main(["train", f"resume={run}", "train.duration=11", mix]) == 0
         for other in ("data.mix={one.csv:0.6,two.csv:0.5}", "data.mix=null"):
-            assert main(["train", f"resume={run}", "train.duration=4", other]) == 2
+            assert main(["train", f"resume={run}", "train.duration=12", other]) == 2
             assert "cannot change when a run is resumed" in capsys.readouterr().err
 
 
