@@ -376,7 +376,7 @@ def _limits(metadata: Sequence[object], including: str, excluding: str) -> list[
 
 
 def _describe_limits(lower: _Limit | None, upper: _Limit | None, *, is_too_large: bool) -> str:
-    """Return limits in words that follow "must be"; those of float32 too if a number is beyond them."""
+    """Return limits in words that follow "must be"; the limits of float32 too if a number is beyond them."""
     if lower and upper and not lower.is_excluded and not upper.is_excluded:
         return f"between {_shown(lower.bound)} and {_shown(upper.bound)}"
     low, high = ("at least -3.4e38", "at most 3.4e38") if is_too_large else ("", "")

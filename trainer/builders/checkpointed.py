@@ -114,7 +114,7 @@ class CheckpointedModel:
     def batches(
         self, rows: MappedRows, batching: Batching, ranks: Ranks | None = None, order: np.ndarray | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of encoded rows in order, once; the arguments are those of `loader`."""
+        """Yield the batches of encoded rows in order, once; `loader` describes the arguments."""
         with closing(self.loader(rows, batching, ranks, order)) as loader:
             yield from loader
 

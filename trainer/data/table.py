@@ -321,7 +321,7 @@ class Table:
             except ValueError as error:
                 for column, problem in self._cell_problems(role, cells[position], error):
                     message = format_error(f"{place}, column {column!r}", problem, REMEDIES[role])
-                    # Features may be columns that nobody has chosen, of which then no cell can be used.
+                    # Nobody may have chosen these features, and then no cell of a column may be usable.
                     errors.add(message, f"{column} {problem}" if role == "features" else None)
                 continue
             if None in values.values():

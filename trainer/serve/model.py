@@ -200,7 +200,7 @@ class ServedModel:
 
 
 def count_characters(value: object) -> int:
-    """Return the characters of all texts in a row, such as those of a list of words."""
+    """Return the characters of all texts in a row, also in a list of words."""
     if isinstance(value, str):
         return len(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
