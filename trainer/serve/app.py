@@ -25,7 +25,7 @@ from trainer.serve.model import ServedModel
 from trainer.serve.openapi import openapi
 from trainer.serve.reference import render
 
-_LARGE_BODY = 100_000 if decode_strictly is None else 1_000_000
+_LARGE_BODY = 100_000 if decode_strictly is None else 300_000
 """Bytes of a body that takes long to parse, so another thread does it while the server answers other requests."""
 _PREDICT = "/predict"
 _PAGE = {
