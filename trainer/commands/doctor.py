@@ -268,7 +268,9 @@ def _start_training(folder: Path, name: str, *overrides: str) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-m", "trainer", "train", *arguments],
         cwd=folder,
-        env=_environment() | {"TRAINER_CACHE": str(folder / "cache")},
+        # One thread, as two trainings run at once and each is too small for more: threads that find no free core wait
+        # in every step, for minutes on a busy machine.
+        env=_environment() | {"TRAINER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
