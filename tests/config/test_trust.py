@@ -88,6 +88,18 @@ def test_everything_else_needs_trust_that_the_message_names(group: str, target: 
     assert trust_argument(config) == f" trust=[{remedy}]"
 
 
+def test_a_remedy_names_everything_that_needs_trust() -> None:
+    config = {
+        "task": {"_target_": "my_task.MyTask"},
+        "loss": {"_target_": "my_loss.MyLoss"},
+        "data": {"train": "${oc.env:DATA}"},
+    }
+    for trust in ([], ["my_loss"]):
+        for message in trust_problems(config, trust):
+            remedy = message.rpartition("If you trust them, set trust=[")[2].removesuffix("].").split(",")
+            assert trust_problems(config, remedy) == []
+
+
 @pytest.mark.parametrize(
     ("part", "key"),
     [

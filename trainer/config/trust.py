@@ -66,10 +66,12 @@ def trust_problems(config: Mapping[str, Any], trust: Collection[str], given: Col
         trust: Packages and targets that the user trusts, from the command line and never from the stored config.
         given: Full keys that the command line replaces.
     """
+    names = sorted({*trust, *_names_to_trust(config, given)})
+    remedy = f"If you trust {'them' if names[1:] else 'it'}, set trust=[{','.join(names)}]"
     return [
-        *(_target_problem(path, target) for path, target in _untrusted_targets(config, trust)),
+        *(_target_problem(path, target, remedy) for path, target in _untrusted_targets(config, trust)),
         *_hydra_key_problems(config, trust),
-        *_interpolation_problems(config, trust, given),
+        *_interpolation_problems(config, trust, given, remedy),
     ]
 
 
@@ -89,9 +91,14 @@ def literal_problems(config: Mapping[str, Any]) -> list[str]:
 
 def trust_argument(config: Mapping[str, Any]) -> str:
     """Return ` trust=[my_parts]` with everything that a stored config needs; "" if it needs none."""
-    names = {_trusted_name(target) for _, target in _untrusted_targets(config, ())}
-    names |= {ENVIRONMENT for _, text in _texts(config) if names_environment(text)}
+    names = _names_to_trust(config)
     return f" trust=[{','.join(sorted(names))}]" if names else ""
+
+
+def _names_to_trust(config: Mapping[str, Any], given: Collection[str] = ()) -> set[str]:
+    """Return everything that `trust` must name so that a stored config can be used."""
+    names = {_trusted_name(target) for _, target in _untrusted_targets(config, ())}
+    return names | {ENVIRONMENT for path, text in _texts(config) if path not in given and names_environment(text)}
 
 
 def named_packages(config: Mapping[str, Any]) -> set[str]:
@@ -109,7 +116,7 @@ def _untrusted_targets(config: Mapping[str, Any], trust: Collection[str]) -> Ite
             yield f"{path}._target_".lstrip("."), str(part["_target_"])
 
 
-def _target_problem(path: str, target: str) -> str:
+def _target_problem(path: str, target: str, remedy: str) -> str:
     group, _, inner = path.partition(".")
     options = f"the options of {group}" if group in _GROUPS else "parts of trainer"
     libraries = ""
@@ -122,7 +129,7 @@ def _target_problem(path: str, target: str) -> str:
         problem = "a stored config may name metrics only without their class"
     elif inner != "_target_":
         problem = "a part of a stored config may not contain another part"
-    return format_error(path, problem, f"If you trust it, set trust=[{_trusted_name(target)}]", value=target)
+    return format_error(path, problem, remedy, value=target)
 
 
 def _trusted_name(target: str) -> str:
@@ -205,14 +212,15 @@ def _is_partial(group: str, value: object) -> bool:
 # Interpolations and the environment
 
 
-def _interpolation_problems(config: Mapping[str, Any], trust: Collection[str], given: Collection[str]) -> Iterator[str]:
+def _interpolation_problems(
+    config: Mapping[str, Any], trust: Collection[str], given: Collection[str], remedy: str
+) -> Iterator[str]:
     for path, text in _texts(config):
         if "${" not in text or path in given:
             continue
         if not names_environment(text):
             yield format_error(path, "a stored config may not contain interpolations", value=text)
         elif ENVIRONMENT not in trust:
-            remedy = f"If you trust it, set trust=[{ENVIRONMENT}]"
             yield format_error(path, "a stored config may not read the environment", remedy, value=text)
 
 
