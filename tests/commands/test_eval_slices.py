@@ -196,7 +196,7 @@ def test_slices_of_every_kind_have_the_metrics_of_their_rows(
         low, high = each["intervals"]["rmse"]
         assert low < each["metrics"]["rmse"] < high
     assert documents["values"]["mae"] == pytest.approx(np.mean([each["metrics"]["mae"] for each in targets]))
-    assert "each metric above is the mean over the 2 targets." in shown
+    assert "each metric above is the mean over 2 targets." in shown
     assert "by target, with 95% intervals" in shown
 
 

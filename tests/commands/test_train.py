@@ -213,7 +213,7 @@ def test_relative_paths_start_where_the_run_was_started(tmp_path: Path) -> None:
 def test_fp16_on_a_cpu_logs_one_warning(folder: Path) -> None:
     assert train(folder / "half", *write_data(folder), "train.duration=2", "precision=fp16") == 0
     counts = [
-        (folder / name / "trainer.log").read_text("utf-8").count("precision=fp16 is many times slower")
+        (folder / name / "trainer.log").read_text("utf-8").count("precision: fp16 is many times slower")
         for name in ("half", "run")
     ]
     assert counts == [1, 0]
@@ -224,5 +224,5 @@ def test_tf32_on_a_cpu_is_fp32_and_says_so(folder: Path, tmp_path: Path) -> None
         run = tmp_path / "tf32"
         assert train(run, *write_data(folder), "train.duration=4", "checkpoint.every=1", "precision=tf32") == 0
 
-    assert "precision=tf32 is fp32 on this device" in (run / "trainer.log").read_text("utf-8")
+    assert "precision: tf32 is fp32 on this device" in (run / "trainer.log").read_text("utf-8")
     assert checkpoint_files(run, 4) == checkpoint_files(folder / "run", 4)

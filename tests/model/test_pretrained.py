@@ -151,7 +151,7 @@ def test_a_task_that_does_not_fit_is_rejected(folder: Folders, caplog: pytest.Lo
     assert length.startswith("path: the model has 64 positions, ")
     assert "Set task.max_length=64." in length
     model_of(folder("bert"), vocab_size=30)
-    assert "is task.tokenizer the model's own?" in caplog.text
+    assert "has 30 tokens, but the model has embeddings of 50" in caplog.text
 
 
 def test_remedy_for_added_tokens_enlarges_the_model(folder: Folders, tmp_path: Path) -> None:

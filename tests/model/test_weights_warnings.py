@@ -73,7 +73,7 @@ def test_different_vocabularies_and_labels_give_warnings(run: Path) -> None:
     for weights, folder in FOLDERS.items():
         path = str(run / weights)
         vocabulary, classes = mismatch_warnings(path, SHAPES, files, **SIZES)
-        assert f"{count} of its {len(theirs)} tokens" in vocabulary
+        assert f"{count} of {len(theirs)} tokens" in vocabulary
         assert f"task.tokenizer={run / folder} " in vocabulary
         left_out = {message: _kept_after_the_remedy(message) for message in (vocabulary, classes)}
         assert left_out == {vocabulary: ("token_embedding.weight",), classes: ("head.weight", "head.bias")}
