@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 import trainer
 from tests.support.jobs import (
     TINY,
+    TWO_FILES,
+    TWO_SETS,
     checkpoint_files,
     checkpoint_steps,
     events,
@@ -127,6 +129,10 @@ ON_TEXT = {
     "scored_pairs": ["task=sentence_embedding", "task.supervision=scored", "loss=cosine_embedding"],
     "workers": ["loader.workers=1"],
     "balanced": ["loader.sampler=balanced"],
+    "weighted": ["loader.sampler=weighted", "loader.weights=value", "perturb=fgm"],
+    "values_of_a_column": ["loader.sampler=balanced", "loader.sampler_column=score", "loader.batching=bucketed"],
+    "files_in_shares": [*TWO_FILES, "data.mix={train.jsonl:1,test.jsonl:2}", "loader.sampler=balanced", "perturb=awp"],
+    "named_sets": [*TWO_SETS, "checkpoint.monitor=two/accuracy", "perturb=r_drop"],
     "padded": ["loader.batching=padded"],
     "bucketed": ["loader.batching=bucketed"],
     "fixed": ["loader.batching=fixed"],

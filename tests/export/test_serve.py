@@ -490,7 +490,8 @@ def test_signal_ends_the_server_after_the_requests_it_has_accepted(published: Pu
     for answers in answered:
         assert_expected(answers[:3])
         assert len(answers) == 60
-    # The others were not accepted: none was cut off in the middle of its answer.
+    # The others were not accepted: none was cut off in the middle of its answer. A client may still have been writing.
+    refusals = "Connection refused", "Connection reset", "Broken pipe"
     for result in results:
         if not isinstance(result, list):
-            assert any(text in str(result) for text in ("Connection refused", "Connection reset")), result
+            assert any(text in str(result) for text in refusals), result
