@@ -144,7 +144,7 @@ def test_only_the_best_weights_are_called_the_best(folder: Path, tmp_path: Path)
     best = f"the weights of step {step}, the best by accuracy on the validation split (0.75).\n"
     assert best in training(step=step, weights="raw", score=score)
     assert "step 1, not the best of the run by accuracy on the validation split (0.75)." in training(step=1)
-    # The score is of other weights.
+    # Other weights than the best ones were exported, so the card must not call them the best.
     assert f"the averaged (EMA) weights of step {step}.\n" in training(step=step, weights="ema")
 
 

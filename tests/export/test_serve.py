@@ -180,7 +180,7 @@ BODIES = st.one_of(
 @example('{"rows": [{"a": [' + "{}," * 30 + '{"b": 18446744073709551616}]}]}')
 def test_a_strict_parser_gives_and_refuses_the_same(text: str) -> None:
     class RefusedError(Exception):
-        """What a strict parser raises."""
+        """An error that a strict parser raises."""
 
     def refuse(constant: str) -> None:
         raise RefusedError(constant)

@@ -53,7 +53,7 @@ _BLOCK_VALUES = 2**20
 
 
 _Stored: TypeAlias = "tuple[StateDict, dict[str, MappedRows], list[str]]"
-"""What a cache folder contains: the task's state, the splits and the warnings."""
+"""The content of a cache folder: the task's state, the splits and the warnings."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ _FREQUENT_WORDS = {
 }
 _MIN_FREQUENT = 0.05
 _MIN_DIFFERENT = 3
-"""A language is probable only if so many of its frequent words occur: `do` alone is English and Portuguese."""
+"""The number of a language's frequent words that the texts must contain: English and Portuguese share `do`."""
 
 _LETTERS = re.compile(r"[^\W\d_]+")
 

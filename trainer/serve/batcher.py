@@ -42,7 +42,7 @@ class _Request(NamedTuple):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits for the answers any more."""
+        """Whether the client has given up waiting for the answers."""
         return isinstance(self.future, _Answers) and self.future.is_abandoned
 
     def set_result(self, answers: Iterator[Row]) -> None:

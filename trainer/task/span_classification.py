@@ -18,7 +18,7 @@ from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, 
 from trainer.spans import list_spans, pack_spans
 from trainer.task.class_targets import Classes
 from trainer.task.supervised import fingerprint
-from trainer.task.texts import MaxLength, Texts, VocabSize
+from trainer.task.texts import MaxLength, Texts, TextTask, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,7 @@ _MAX_UNALIGNED = 0.05
 """A larger share of spans whose boundaries are inside of tokens is a warning."""
 
 
-class SpanClassification:
+class SpanClassification(TextTask):
     """Predict which spans of a text have which of C classes; spans may overlap, and be in each other.
 
     A span begins and ends at the boundaries of tokens. Spans with a boundary inside of a token, and spans beyond
@@ -196,9 +196,6 @@ class SpanClassification:
                     logger.info(text)
         return [*warnings, *self.classes.check(encoded, "span_classes", "spans"), *self.texts.check(encoded)]
 
-    def lengths(self, encoded: MappedRows) -> np.ndarray:
-        return self.texts.lengths(encoded)
-
     def collate(self, rows: Columns, rng: SampleRng, batching: Batching) -> Batch:
         """Make a batch with outputs and targets of all tokens of each sample, (B, T, D) and (B, T, M)."""
         inputs = self.model_inputs(rows, batching)
@@ -253,15 +250,6 @@ class SpanClassification:
             ]
             predictions.append({"text": text, "entities": entities})
         return predictions
-
-    def axes(self) -> dict[str, dict[int, str]]:
-        return self.texts.axes()
-
-    def axis_limits(self) -> dict[str, tuple[int, int]]:
-        return self.texts.axis_limits()
-
-    def example(self, sizes: Mapping[str, int], generator: np.random.Generator) -> dict[str, Tensor]:
-        return self.texts.example(sizes, generator)
 
     def artifact_files(self) -> dict[str, str]:
         return {**self.classes.artifact_files(), **self.texts.artifact_files()}
