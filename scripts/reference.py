@@ -19,6 +19,7 @@ import yaml
 
 from trainer.cli import VERBS
 from trainer.config import jobs, schema
+from trainer.config.help import option_summary
 from trainer.config.json_schema import key_comments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,7 +34,14 @@ def shown(value: Any) -> str:
         return "(required)"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return str(value)
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital at its start."""
+    return text[:1].upper() + text[1:]
 
 
 def cell(text: str) -> str:
@@ -50,7 +58,7 @@ def key_table(prefix: str, values: Mapping[str, Any], owner: type) -> Iterator[s
     yield from ["| key | default | meaning |", "| --- | --- | --- |"]
     for name, value in values.items():
         meaning = schema.doc(owner, name)
-        yield f"| `{prefix}{name}` | `{cell(shown(value))}` | {meaning_cell(meaning[0].upper() + meaning[1:])} |"
+        yield f"| `{prefix}{name}` | `{cell(shown(value))}` | {meaning_cell(sentence(meaning))} |"
 
 
 def verb_page(verb: str) -> str:
@@ -59,9 +67,9 @@ def verb_page(verb: str) -> str:
     sections, groups = schema.sections(job), schema.groups(job)
     own = {name: value for name, value in schema.defaults(job).items() if name not in {*sections, *groups}}
     does = VERBS[verb]
-    lines = [f"# trainer {verb}", "", NOTE, "", f"{does[0].upper()}{does[1:]}.", "", *key_table("", own, job)]
+    lines = [f"# trainer {verb}", "", NOTE, "", f"{sentence(does)}.", "", *key_table("", own, job)]
     for name, section in sections.items():
-        lines += ["", f"## {name}", "", f"{schema.doc(job, name).capitalize()}.", ""]
+        lines += ["", f"## {name}", "", f"{sentence(schema.doc(job, name))}.", ""]
         lines += key_table(f"{name}.", schema.defaults(section), section)
     if groups:
         links = ", ".join(f"[`{group}`]({page_name(group)})" for group in groups)
@@ -69,13 +77,13 @@ def verb_page(verb: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(target: str) -> str:
-    """Return the first sentence of the docstring of the class or function that `target` names."""
+def docstring_summary(target: str) -> str:
+    """Return the first paragraph of the docstring of the class or function that `target` names."""
     module, _, name = target.rpartition(".")
     tree = ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return re.split(r"(?<=\.)\s", (ast.get_docstring(node) or "").strip(), maxsplit=1)[0]
+            return " ".join((ast.get_docstring(node) or "").strip().split("\n\n")[0].split())
     return ""
 
 
@@ -89,13 +97,13 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def option_section(group: str, file: Path) -> Iterator[str]:
-    """Yield the section of one option of a group: what it makes, and its keys."""
+    """Yield the section of one option of a group: what it is for, and its keys."""
     text = file.read_text(encoding="utf-8")
     content = yaml.safe_load(text) or {}
     target = content.get("_target_") or content.get(group, {}).get("_target_")
     prefix = "" if "_target_" in content else f"{group}."
     yield from ["", f"## {group}={file.stem}", ""]
-    yield from [summary(target), ""] if target else []
+    yield from [meaning_cell(option_summary(text) or docstring_summary(target)), ""] if target else []
     meaning = key_comments(text)
     rows = [
         (key, value)
@@ -109,16 +117,17 @@ def option_section(group: str, file: Path) -> Iterator[str]:
     yield from ["| key | default | meaning |", "| --- | --- | --- |"]
     for key, value in rows:
         default = "" if value is ... else f"`{cell(shown(value))}`"
-        yield f"| `{group}.{key.removeprefix(prefix)}` | {default} | {meaning_cell(meaning.get(key, ''))} |"
+        yield f"| `{group}.{key.removeprefix(prefix)}` | {default} | {meaning_cell(sentence(meaning.get(key, '')))} |"
 
 
 def group_page(group: str) -> str:
     """Return the page of a group: its shared keys and every option."""
     owner = jobs.TrainJob if group in schema.groups(jobs.TrainJob) else jobs.GenerateJob
-    lines = [f"# {group}", "", NOTE, "", f"{schema.doc(owner, group).capitalize()}."]
+    lines = [f"# {group}", "", NOTE, "", f"{sentence(schema.doc(owner, group))}."]
     files = sorted((CONF / group).glob("*.yaml"))
     lines += ["", "Options: " + ", ".join(f"[`{file.stem}`](#{group}{file.stem})" for file in files) + "."]
-    if shared := schema.shared_type(owner, group):
+    # The options of a group that may be null list these keys themselves.
+    if (shared := schema.shared_type(owner, group)) and group in schema.required_groups(owner):
         lines += ["", "## Keys of every option", "", *key_table(f"{group}.", schema.defaults(shared), shared)]
     for file in files:
         lines += option_section(group, file)
@@ -146,7 +155,7 @@ def index_page(groups: list[str]) -> str:
         "`trainer VERB [key=value ...] [flags]`; `trainer VERB --help` prints the same texts.",
     ]
     lines += ["", "## Verbs", "", "| verb | does |", "| --- | --- |"]
-    lines += [f"| [`{verb}`]({verb}.md) | {does[0].upper()}{does[1:]} |" for verb, does in VERBS.items()]
+    lines += [f"| [`{verb}`]({verb}.md) | {sentence(does)} |" for verb, does in VERBS.items()]
     lines += ["", "## Groups", "", "| group | options |", "| --- | --- |"]
     for group in groups:
         options = ", ".join(f"`{file.stem}`" for file in sorted((CONF / group).glob("*.yaml")))

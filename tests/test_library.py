@@ -131,6 +131,14 @@ def test_other_rows_are_evaluated_under_another_name(run: trainer.Run) -> None:
     assert len([*(run.path / "eval").glob(f"test-{kept.stem}-*.json")]) == 1
 
 
+def test_an_export_returns_the_formats_that_were_asked_for(run: trainer.Run) -> None:
+    (weights,) = run.export("pth").values()
+    assert weights == run.path / "export/model.pth"
+    assert run.export("pth_legacy") == {"pth_legacy": run.path / "export/model.legacy.pth"}
+    assert weights.exists()
+    assert list(run.export(overrides=["export.formats=[pth_legacy,pth]"])) == ["pth_legacy", "pth"]
+
+
 def test_a_run_that_is_loaded_is_the_same(run: trainer.Run) -> None:
     loaded = trainer.load(run.path)
     assert loaded.metrics == run.metrics

@@ -190,10 +190,12 @@ class Run:
             return dict(evaluate_run(job)[1].values)
 
     def export(self, *formats: str, overrides: Sequence[str] = ()) -> dict[str, Path]:
-        """Write and prove artifacts as `trainer export` does; return the file or folder of each format.
+        """Write and prove artifacts as `trainer export` does; return the file or folder of each of these formats.
+
+        Artifacts that the folder keeps from an earlier export are not returned.
 
         Args:
-            formats: The formats, such as `"onnx"`; none for the default config's.
+            formats: The formats, such as `"onnx"`; without any, `export.formats` of the overrides or its default.
             overrides: Overrides of `trainer export`: `["checkpoint=last"]`.
 
         Raises:
@@ -206,7 +208,8 @@ class Run:
             with torch_undisturbed():
                 from trainer.commands.export import export_run
 
-                return {artifact.name: artifact.path for artifact in export_run(job)[0]}
+                paths = {artifact.name: artifact.path for artifact in export_run(job)[0]}
+                return {name: paths[name] for name in job.export["formats"]}
 
     def _check(self, verb: str, texts: Sequence[str]) -> Job:
         return _check(verb, [*self._arguments, *texts]).job

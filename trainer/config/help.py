@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from trainer.config import jobs, schema
@@ -124,10 +125,22 @@ def _default_options(verb: str, folders: Groups) -> dict[str, str]:
     return {str(group): _shown(option) for group, option in pairs}
 
 
+def option_summary(text: str) -> str:
+    """Return the comment at the start of an option's file, which says what the option is for; it may be empty."""
+    comments = takewhile(lambda line: line.startswith("#") or not line.strip(), text.splitlines())
+    words = [comment.removeprefix("#").strip() for comment in comments]
+    return " ".join(each for each in words if each and not each.startswith(("@package", "yaml-language-server:")))
+
+
 def _option(group: str, option: str, folders: Groups) -> Iterator[str]:
-    """Yield the lines of an option's file with their comments, which are its help texts."""
+    """Yield the summary of an option, and the lines of its file with their comments, which are its help texts."""
     file = folders.file(group, option)
-    for line in _part(group, file.read_text(encoding="utf-8").splitlines()) if file else ():
+    if file is None:
+        return
+    text = file.read_text(encoding="utf-8")
+    if summary := option_summary(text):
+        yield f"  {summary}"
+    for line in _part(group, text.splitlines()):
         if not line.startswith((*_HIDDEN, "#")) and line.strip():
             nested = line.startswith((" ", "-"))
             yield f"    {line}" if nested else f"  {group}.{line}"

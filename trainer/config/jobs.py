@@ -154,7 +154,7 @@ class PruneKeys:
     """Keys of every pruning method."""
 
     targets: Annotated[list[NonEmptyStr], MinLen(1)] | None = key(
-        None, "patterns of module names; null is all linear layers and convolutions except the head"
+        None, "patterns for names of weights; null is all linear layers and convolutions except the head"
     )
 
 
@@ -176,7 +176,7 @@ class RunSection:
 class TrainSection:
     """The length of the run and its intervals."""
 
-    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep)")
+    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep or 0.5ep)")
     batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
     accumulate: Count | Literal["auto"] = key(
         1,
@@ -188,7 +188,7 @@ class TrainSection:
         "stored; false computes the logits of a batch at once",
     )
     max_grad_norm: Positive | None = key(1.0, "L2 norm to which the gradients are clipped; null never clips")
-    log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines")
+    log_every: Annotated[Duration, Gt(0)] = key(10, "interval between log lines of training metrics")
     eval_every: Annotated[Duration, Gt(0)] = key("1ep", "interval between evaluations on the validation split")
     patience: Annotated[Duration, Gt(0)] | None = key(
         None, "stop early if the monitored metric has not improved for this long; null never stops early"
@@ -205,7 +205,9 @@ class LoaderSection:
     """The batches: how samples form them and reach the device."""
 
     batching: Literal["packed", "padded", "bucketed", "fixed"] = key(
-        "packed", "layout of a batch: packed (several samples share a row), padded, bucketed or fixed"
+        "packed",
+        "layout of a batch: packed (several samples share a row), padded (to the longest sample), bucketed (padded, "
+        "samples of similar length together) or fixed (padded to task.max_length)",
     )
     sampler: Literal["shuffled", "balanced", "weighted"] = key(
         "shuffled",
@@ -241,7 +243,7 @@ class LoaderSection:
 class CheckpointSection:
     """The checkpoints."""
 
-    every: Annotated[Duration, Gt(0)] = key("1ep", "interval between checkpoints")
+    every: Annotated[Duration, Gt(0)] = key("1ep", "interval between checkpoints, in the forms of train.eval_every")
     keep: Annotated[int, Ge(2), Note("one may be damaged")] = key(
         2, "number of newest checkpoints kept, at least 2; the best one is kept as well"
     )
@@ -297,14 +299,16 @@ class LoggerSection:
     """The outputs for metrics during the run."""
 
     console: Literal["auto", "rich", "plain", "none"] = key(
-        "auto", "output on the screen; auto is rich on a terminal, else plain"
+        "auto", "output on the screen: rich, plain (lines of text) or none; auto is rich on a terminal, else plain"
     )
     tensorboard: bool = key(True, "write event files for TensorBoard")
     histograms: Annotated[Duration, Gt(0)] | None = key(
         None, "interval between histograms of parameters and gradients in TensorBoard; null writes none"
     )
     trackers: list[Literal["wandb", "mlflow", "swanlab"]] = key(
-        [], "experiment trackers that get the name, the config without secrets and the metrics of the run"
+        [],
+        "experiment trackers that get the name, the config without secrets and the metrics of the run: any of wandb, "
+        "mlflow and swanlab",
     )
     offline: bool = key(False, "let trackers write only into the folder trackers next to the run folder")
 
@@ -358,7 +362,7 @@ class TrainJob:
         [], "objects that receive every event of the run, each as {_target_: <class>, <key>: <value>}"
     )
     run: RunSection = section(RunSection, "the folder of the run")
-    train: TrainSection = section(TrainSection, "the length of the run and its intervals")
+    train: TrainSection = section(TrainSection, "the length of the run and its intervals: steps (500), epochs (0.5ep), or a share of the run (10%)")
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
     checkpoint: CheckpointSection = section(CheckpointSection, "when checkpoints are saved, and which are kept")
     ema: EmaSection = section(EmaSection, "the moving average of the weights")
@@ -474,14 +478,14 @@ class EvalJob(DeviceJob, DataJob):
     )
     threshold: Literal["kept", "auto"] | Fraction | dict[Literal["recall"], PositiveToOne] | None = key(
         "kept",
-        "probability above which a label, or the rarer of two classes, is predicted; auto finds the best F1 on the "
-        "validation split, {recall: 0.9} the best precision at a recall; the run keeps it; null goes back to the "
-        "task's own",
+        "probability above which a label, or the rarer of two classes, is predicted; the run keeps it: a number; auto "
+        "finds the best F1 on the validation split; {recall: 0.9} the best precision with this recall; kept changes "
+        "nothing; null goes back to the task's own",
     )
     calibrate: bool | Literal["kept"] = key(
         "kept",
-        "true finds a temperature on the validation split that makes probabilities honest, and the run keeps it; "
-        "false goes back to none",
+        "true finds the temperature at which probabilities fit the validation split best, and the run keeps it; kept "
+        "changes nothing; false goes back to none",
     )
     force: bool = key(False, "replace a file in the run's folder eval that no evaluation has written")
     launch: LaunchSection = section(LaunchSection, "how the processes of several devices wait for each other")
@@ -586,7 +590,7 @@ class ServeJob:
     threads: Count | None = key(None, "threads of the model; null is one for each core")
     batch_size: Count = key(32, "largest number of rows that the model computes at once; requests that wait share it")
     max_rows: Count = key(256, "largest number of rows of a request")
-    max_bytes: Count = key(10_000_000, "largest size of a request")
+    max_bytes: Count = key(10_000_000, "largest size of a request in bytes")
     max_characters: Count = key(
         100_000, "largest number of characters of a text; dividing it into tokens takes up to 3 µs for each character"
     )
