@@ -49,6 +49,7 @@ class CLASS(nn.Module):
 
     inputs = ("tokens",)  # what it reads, see `Inputs` in trainer.protocols
     levels = ("sample",)  # one output for each sample
+    packed = False  # it does not read packed rows, so batches are padded
     ends_with_head = ("tokens",)  # `head` makes the outputs: model.head_dropout works
 
     def __init__(self, vocab_size: int, num_outputs: int, dim: Count, dropout: BelowOne) -> None:
@@ -237,9 +238,7 @@ PARTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "model": (
         _MODEL,
-        "# @package _global_\nmodel:\n  _target_: NAME.CLASS\n  dim: 64  # width of the embeddings\n"
-        "  dropout: 0.1  # dropout probability, in [0, 1)\n\n"
-        "loader:\n  batching: padded  # the model reads no packed rows\n",
+        "_target_: NAME.CLASS\ndim: 64  # width of the embeddings\ndropout: 0.1  # dropout probability, in [0, 1)\n",
         "import torch",
         'ids = torch.randint(20, (3, 6))\n    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}\n'
         "    testing.check_model(CLASS(vocab_size=20, num_outputs=4, dim=8, dropout=0.1), inputs)",
