@@ -176,7 +176,7 @@ class RunSection:
 class TrainSection:
     """The length of the run and its intervals."""
 
-    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (3ep or 0.5ep)")
+    duration: Annotated[Duration, Gt(0)] = key("4ep", "length of the run: steps (500 or 500st) or epochs (0.5ep)")
     batch_size: Count = key(32, "samples of one optimizer step, over all its micro-batches")
     accumulate: Count | Literal["auto"] = key(
         1,
@@ -362,7 +362,9 @@ class TrainJob:
         [], "objects that receive every event of the run, each as {_target_: <class>, <key>: <value>}"
     )
     run: RunSection = section(RunSection, "the folder of the run")
-    train: TrainSection = section(TrainSection, "the length of the run and its intervals: steps (500), epochs (0.5ep), or a share of the run (10%)")
+    train: TrainSection = section(
+        TrainSection, "the length of the run and its intervals: steps (500), epochs (0.5ep) or a share of the run (10%)"
+    )
     loader: LoaderSection = section(LoaderSection, "how samples become batches")
     checkpoint: CheckpointSection = section(CheckpointSection, "when checkpoints are saved, and which are kept")
     ema: EmaSection = section(EmaSection, "the moving average of the weights")
