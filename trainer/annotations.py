@@ -87,6 +87,7 @@ _SCALARS: Final[dict[object, tuple[str, Callable[[object], bool]]]] = {
     str: ("text", lambda value: isinstance(value, str)),
     NoneType: ("null", lambda value: value is None),
 }
+_CONTAINERS: Final[dict[object, object]] = {dict: Mapping, list: Sequence}
 _PLURALS: Final[dict[object, str]] = {int: "integers", float: "numbers", bool: "true or false", str: "texts"}
 
 
@@ -203,18 +204,17 @@ def _replaced(value: object, changed: Mapping[str, str]) -> object:
 
 def origin_of(annotation: object) -> object:
     """Return the construct of an annotation: a type, or one of Union, Literal, Annotated, Mapping, Sequence, tuple."""
+    if type(annotation) is type:  # most annotations are classes, and the rest takes longer
+        return _CONTAINERS.get(annotation, annotation)
     origin = NoneType if annotation is None else get_origin(annotation) or annotation
     if origin is UnionType:
         return Union
     if (origin is Union or origin is Literal or origin is Annotated) and not get_args(annotation):
         return Any
-    if origin is dict or origin is list:
-        return Mapping if origin is dict else Sequence
     try:
-        hash(origin)
-    except TypeError:
+        return _CONTAINERS.get(origin, origin)
+    except TypeError:  # it has no hash
         return Any
-    return origin
 
 
 def _alternatives(annotation: object) -> Sequence[object]:

@@ -119,14 +119,15 @@ def _validated_function(function: Any, rules: Sequence[Rule]) -> Any:
 
     @cache  # at the first call, as most parts that are imported are never made
     def declaration() -> tuple[inspect.Signature, dict[str, object], int]:
-        """Return the signature, its annotations, and the number of leading parameters that nothing constrains."""
+        """Return the signature, the annotations that constrain, and the number of leading parameters without any."""
         signature = inspect.signature(function)
         annotations = {
-            name: resolve_annotation(parameter.annotation, function.__globals__)
+            name: annotation
             for name, parameter in signature.parameters.items()
+            if is_constrained(annotation := resolve_annotation(parameter.annotation, function.__globals__))
         }
         named = {name for rule in rules for name in rule.names()}
-        free = [name not in named and not is_constrained(text) for name, text in annotations.items()]
+        free = [name not in named and name not in annotations for name in signature.parameters]
         return signature, annotations, free.index(False) if False in free else len(free)
 
     @wraps(function)
@@ -162,7 +163,8 @@ def _validated_class(part: Any, rules: Sequence[Rule]) -> Any:
             owner = next(each for each in sources if item.name in inspect.get_annotations(each))
             annotations[item.name] = resolve_annotation(item.type, _globals_of(owner))
         declared = [rule for each in reversed(sources) for rule in each.__dict__.get("__rules__", ())]
-        _check({name: getattr(self, name) for name in annotations}, annotations, declared)
+        constrained = {name: annotation for name, annotation in annotations.items() if is_constrained(annotation)}
+        _check({name: getattr(self, name) for name in annotations}, constrained, declared)
         if after is not None:
             after(self)
 
@@ -180,9 +182,9 @@ def _globals_of(owner: type) -> Mapping[str, object]:
 
 def _check(arguments: Mapping[str, object], annotations: Mapping[str, object], rules: Sequence[Rule]) -> None:
     problems = {
-        name: value_problems(name, value, annotations[name])
-        for name, value in arguments.items()
-        if is_constrained(annotations[name])
+        name: value_problems(name, arguments[name], annotation)
+        for name, annotation in annotations.items()
+        if name in arguments
     }
     wrong = frozenset(name for name, messages in problems.items() if messages)
     raise_if_any(

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import (
+    _load,
     config_text,
     job_from_config,
     job_from_text,
@@ -49,6 +53,41 @@ def test_a_config_that_is_read_again_is_independent(config: dict[str, Any]) -> N
 def test_invalid_stored_config_is_an_error(text: str) -> None:
     with pytest.raises(CheckpointError, match=r"^config\.yaml: "):
         parse_stored_config(text)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{a: 1e3, b: 1_000, c: 2001-02-03, d: 12:30:45, e: .5, f: .inf, g: 0x1f, h: 0o17, i: 017, j: 1., k: -1E-3}",
+        "{a: yes, b: No, c: on, d: y, e: null, f: ~, g: , h: 'null', i: \"yes\", j: !!str 1, k: !!float 1, l: '???'}",
+        "[1, [2, {a: [], b: {}}], ' spaces ', \"\\x24{seed}\", '${seed}', '${oc.env:HOME}', \"\\U0001F600 é\"]",
+        "{1: a, 2.5: b, true: c, null: d}",
+        "{base: &base {x: 1, y: [2]}, merged: {<<: *base, y: 3}, alias: *base, again: *base}",
+        "{text: |\n  one\n   two\n, folded: >-\n  one\n  two\n}",
+        "!!set {a, b}",
+        "!!binary aGVsbG8=",
+        "!!python/object/apply:pathlib.Path [a, b]",
+        "!!python/object/apply:os.system [ls]",
+        "!!timestamp 2001-02-03",
+        "{a: 1, a: 2}",
+        "{a: {b: '${'}}",
+        "*unknown",
+    ],
+)
+def test_a_stored_text_is_read_as_omegaconf_reads_it(written: str) -> None:
+    def read(load: Callable[[str], Any]) -> Any:
+        try:
+            return repr(load(f"seed: 1\nvalue: {written}\n"))
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+            return type(error)
+
+    assert read(_load) == read(lambda text: OmegaConf.to_container(OmegaConf.create(text)))
+
+
+def test_aliases_in_a_stored_text_are_values_of_their_own() -> None:
+    values = _load("a: &a {x: [1]}\nb: *a\n")
+    values["a"]["x"].append(2)
+    assert values["b"] == {"x": [1]}
 
 
 @pytest.mark.parametrize(

@@ -216,8 +216,13 @@ def plain(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
     written = unresolved(config)
     if "${" not in str(written):
         return written, []
-    problems = list(filter(None, (_unresolved(config, path) for path in _interpolations(config))))
-    return written if problems else _container(config, resolve=True), problems
+    try:
+        return _container(config, resolve=True), []
+    except OmegaConfBaseException:
+        problems = list(filter(None, (_unresolved(config, path) for path in _interpolations(config))))
+        if not problems:
+            raise
+        return written, problems
 
 
 def unresolved(config: DictConfig) -> dict[str, Any]:
