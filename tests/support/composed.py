@@ -1,18 +1,30 @@
-"""Composes each choice of options of `conf/` once in a run of the tests, as Hydra takes longer than a check."""
+"""Composes each choice of options of `conf/` once in a run of the tests, as Hydra takes longer than a check.
+
+Each file of `conf/` is read, and each override is parsed, once in a process.
+"""
 
 import os
 import pickle
 from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, read_write
 
 from trainer.config import compose
 from trainer.config.groups import own_folder
 
 _compose_with_hydra = compose.compose_with_hydra
+_load_config = ConfigRepository.load_config
+_parse_override = OverridesParser.parse_override
 _composed: dict[tuple[str, ...], bytes] = {}
+_loaded: dict[str, bytes] = {}
 _shared: list[Path] = []
 
 
@@ -38,11 +50,31 @@ def _composed_bytes(key: tuple[str, ...]) -> bytes:
     for file in files:
         if file.exists():
             return file.read_bytes()
-    content = pickle.dumps(_compose_with_hydra(own_folder(), key[0], key[1:]))
+    with patch.object(ConfigRepository, "load_config", _load_once):
+        content = pickle.dumps(_compose_with_hydra(own_folder(), key[0], key[1:]))
     for file in files:
         (written := file.with_suffix(f".{os.getpid()}")).write_bytes(content)
         written.rename(file)
     return content
 
 
+def _load_once(self: ConfigRepository, config_path: str) -> object:
+    """Return a config of Hydra's search path, which is the same for each command that is composed here."""
+    if config_path not in _loaded:
+        if (config := _load_config(self, config_path)) is None:
+            return None
+        _loaded[config_path] = pickle.dumps(config)
+    return pickle.loads(_loaded[config_path])
+
+
+def _parse_once(self: OverridesParser, text: str) -> Override:
+    return _parse_override(self, text) if self.config_loader is not None else copy(_parsed(text))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Override:
+    return _parse_override(OverridesParser.create(), text)
+
+
 compose.compose_with_hydra = _compose_once
+OverridesParser.parse_override = _parse_once
