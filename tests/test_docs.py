@@ -202,7 +202,8 @@ def test_commands_that_are_only_shown_are_valid(folder: Path) -> None:
     shown -= {"train lss=focal optimizer.lrr=1 epochs=3 +loss.gama=2", "train --num_train_epochs 3 warmup_ratio=0.1"}
     assert len(shown) > 5
     for command in shown:
-        ensure_runs(command, folder)
+        if not command.startswith("serve "):  # which is checked without its run
+            ensure_runs(command, folder)
         verb, *words = shlex.split(command.replace("\\\n", " "))
         messages: tuple[str, ...] = ()
         try:
