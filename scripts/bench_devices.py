@@ -72,8 +72,8 @@ def work(steps: int, overrides: list[str], engine: str, *, shard: bool) -> None:
     from trainer.builders.training import build_training, join_devices
     from trainer.config.compose import compose, plain, register_defaults
     from trainer.config.stored import config_text, job_from_config
+    from trainer.distributed.ranks import Ranks
     from trainer.loop import fit
-    from trainer.ranks import Ranks
     from trainer.run import RunOutputs, StepCounts
 
     size = int(os.environ["WORLD_SIZE"])

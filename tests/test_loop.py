@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.jobs import Recorded
 from tests.support.token_batches import packed, padded, samples
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.distributed.ranks import Ranks
 from trainer.documents import MEASURED_VALUES
 from trainer.ema import Ema
 from trainer.errors import DivergedError, Interrupted
@@ -24,7 +25,6 @@ from trainer.model.text_encoder import TextEncoder
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loss
 from trainer.prune.masks import Masks
-from trainer.ranks import Ranks
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 from trainer.step_rng import StepRng

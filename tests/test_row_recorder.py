@@ -19,6 +19,7 @@ from tests.support.stored_predictions import write_predictions
 from tests.support.token_targets import batch_of, decoder, encoder, fitted
 from trainer.config.metrics import kind_of
 from trainer.deferred_logits import deferral
+from trainer.distributed.ranks import Ranks
 from trainer.errors import CheckpointError
 from trainer.evaluate import evaluate
 from trainer.intervals.confidence import metric_intervals
@@ -40,7 +41,6 @@ from trainer.predictions import (
     read_predictions,
 )
 from trainer.protocols import Batch, Batching, Loss
-from trainer.ranks import Ranks
 from trainer.row_recorder import RowRecorder, prediction_kind
 from trainer.task.causal_lm import CausalLm
 from trainer.task.masked_lm import MaskedLm

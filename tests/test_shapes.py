@@ -152,7 +152,7 @@ JSON_WRITERS = {
     "data/table.py": MESSAGE,
     "export/formats/weights.py": "transformers reads infinite numbers of a config as it writes them",
     "export/bundle/generate.py": FINITE,
-    "launch.py": "is read by processes of its own",
+    "distributed/launch.py": "is read by processes of its own",
     "model/weights.py": MESSAGE,
     "report/events.py": "writes texts for NaN, and refuses it",
     "shapes.py": "is the writer",

@@ -14,7 +14,7 @@ from threading import RLock
 from hydra.core.hydra_config import HydraConfig
 
 from trainer.errors import Interrupted, ReportedError, find_user_error
-from trainer.input_files import LIMITS
+from trainer.files.untrusted import LIMITS
 from trainer.signals import process_kept
 
 _ONE_JOB = RLock()

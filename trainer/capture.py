@@ -19,13 +19,13 @@ from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import is_equal
+from trainer.distributed.sharding import Sharding, first_row, is_sharded, own_rows
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
 from trainer.model.finetuning import is_frozen
 from trainer.model.weights import not_finite
 from trainer.protocols import MetricSchedule
 from trainer.run import Run
-from trainer.sharding import Sharding, first_row, is_sharded, own_rows
 from trainer.state import TrainState
 
 MASKS = "masks"

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.display import MASK, escape_controls, is_secret, masked_yaml, print_lines
-from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
-from trainer.layout import Document
-from trainer.rank_environment import (
+from trainer.distributed.environment import (
     is_first_on_machine,
     is_rank,
     is_reported_elsewhere,
     reported_once_per_machine,
     set_rank_defaults,
 )
+from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
+from trainer.layout import Document
 from trainer.signals import drop_output
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    if arguments[:1] == ["--rank"] and len(arguments) == 2:  # started by `trainer.launch`
+    if arguments[:1] == ["--rank"] and len(arguments) == 2:  # started by `trainer.distributed.launch`
         return _run_rank(Path(arguments[1]))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -221,7 +221,7 @@ def _verb_remedy(verb: str) -> str:
 
 def _run_rank(path: Path) -> int:
     """Run one process of a job that several processes run together."""
-    from trainer.launch import run_rank
+    from trainer.distributed.launch import run_rank
 
     def start(verb: str, config: Document, overrides: list[Any]) -> None:
         from trainer.config.command import job_of_config

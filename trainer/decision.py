@@ -12,9 +12,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.atomic_io import write_text
 from trainer.documents import DECISION, read_document, unusable
 from trainer.errors import show_value
+from trainer.files.atomic_io import write_text
 from trainer.layout import DECISION_RULE, Document
 from trainer.shapes import DocumentError, check_seal, to_sealed_json
 

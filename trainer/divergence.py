@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.atomic_io import replaced_folder
 from trainer.checkpoint.tensors import decode, encode
+from trainer.distributed.sharding import gather_shards, own_rows
 from trainer.documents import DIVERGENCE
 from trainer.errors import CheckpointError, DivergedError, format_error
+from trainer.files.atomic_io import replaced_folder
 from trainer.layout import CONFIG, DIVERGENCE_BATCH, DIVERGENCE_REPORT
 from trainer.model.weights import not_finite
 from trainer.protocols import Batch
 from trainer.run import DivergenceReport, Run
 from trainer.shapes import parse_json, read_bytes, to_json
-from trainer.sharding import gather_shards, own_rows
 
 _MAX_SAMPLES = 16
 _MAX_NAMES = 3

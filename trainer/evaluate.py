@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer.deferred_logits import DeferredLogits
+from trainer.distributed.ranks import Ranks
 from trainer.errors import format_error, is_out_of_memory, raise_if_any
 from trainer.model.modes import evaluation_mode
 from trainer.protocols import Batch, HalvesBatches, HasBatchStatistic, Loss
-from trainer.ranks import Ranks
 from trainer.targets import compute_loss, compute_scores, count_targets
 
 if TYPE_CHECKING:

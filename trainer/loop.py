@@ -21,12 +21,12 @@ from trainer.accumulation import (
     merges_statistic,
 )
 from trainer.capture import capture
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import gather_shards, is_sharded
 from trainer.divergence import diverged_step_error, diverged_weights_error, non_finite_parameters
 from trainer.errors import Interrupted
 from trainer.protocols import Batch, IgnoresTargets, Loss, MetricSchedule
-from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.sharding import gather_shards, is_sharded
 from trainer.state import Score, TrainState
 from trainer.targets import compute_scores, compute_shared_loss, count_targets
 

@@ -7,8 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
-from trainer.atomic_io import write_text
 from trainer.errors import TrainerError
+from trainer.files.atomic_io import write_text
 from trainer.layout import TRACKERS, Document
 from trainer.shapes import DocumentError, parse_json, read_bytes, to_json
 

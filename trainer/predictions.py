@@ -40,8 +40,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from trainer.atomic_io import replaced_file
 from trainer.errors import CheckpointError, format_error, show_value
+from trainer.files.atomic_io import replaced_file
 from trainer.layout import Document
 from trainer.shapes import DocumentError, check_shape, parse_json, to_json
 

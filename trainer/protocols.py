@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
     from trainer.decision import DecisionRule
-    from trainer.mapped_files import MappedRows
+    from trainer.files.mapped import MappedRows
     from trainer.sample_rng import SampleRng
     from trainer.tags import TagTransitions
 

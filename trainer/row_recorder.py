@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.deferred_logits import DeferredLogits
+from trainer.distributed.ranks import Ranks
 from trainer.predictions import MAX_CLASSES, TOP, Kind, format_span
 from trainer.protocols import (
     Batch,
@@ -26,7 +27,6 @@ from trainer.protocols import (
     Task,
     UsesInputs,
 )
-from trainer.ranks import Ranks
 from trainer.spans import list_spans, list_targets, possible_spans
 from trainer.targets import compute_loss, compute_row_losses, compute_scores
 from trainer.task.embedding_metrics import mean_closeness, nearer_than_negatives, positive_ranks

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import Sharding
 from trainer.ema import Ema
 from trainer.model.flops import Utilization
 from trainer.perturb.moved_weights import MovedWeights
 from trainer.precision import Precision
 from trainer.protocols import Batch, ComparesOutputs, Loader, Loss, Report, Schedule
 from trainer.prune.masks import Masks
-from trainer.ranks import Ranks
-from trainer.sharding import Sharding
 from trainer.state import Score
 from trainer.step_rng import StepRng
 

@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from trainer.deferred_logits import DeferredLogits, sum_in_chunks
+from trainer.distributed.ranks import Ranks
 from trainer.errors import DataError, RowError, format_error
 from trainer.protocols import (
     Batch,
@@ -27,7 +28,6 @@ from trainer.protocols import (
     Task,
     UsesTagTransitions,
 )
-from trainer.ranks import Ranks
 from trainer.spans import NO_BOUNDARY, NO_SPAN
 from trainer.tags import decode_tags
 

@@ -18,11 +18,11 @@ from trainer.builders.training import (
 )
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
+from trainer.distributed.ranks import Ranks
 from trainer.errors import ConfigError
 from trainer.loop import fit
 from trainer.model.text_encoder import TextEncoder
 from trainer.protocols import Task
-from trainer.ranks import Ranks
 from trainer.run import RunOutputs
 
 CPU = torch.device("cpu")

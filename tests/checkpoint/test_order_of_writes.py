@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.atomic_io import create_folder, digest_file, write_file
 from trainer.checkpoint.store import Store
 from trainer.errors import CheckpointError
+from trainer.files.atomic_io import create_folder, digest_file, write_file
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.checkpoint.store import Store
 from trainer.checkpoint.tensors import StoredTensors, decode_shards, encode
+from trainer.distributed.ranks import Ranks
 from trainer.errors import CheckpointError, ReportedError
-from trainer.ranks import Ranks
 
 
 class Threads(Ranks):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support.jobs import train, working_in, write_roles
 from trainer.commands.row_inputs import describe_input, worst_inputs_kept
-from trainer.mapped_files import MappedRows
+from trainer.files.mapped import MappedRows
 from trainer.predictions import predictions_schema, predictions_writer, read_about, read_inputs
 from trainer.protocols import TaskInfo
 from trainer.report.answers import answer_section

@@ -1,8 +1,8 @@
 from dataclasses import fields, is_dataclass
 from typing import get_args
 
-from trainer.annotations import value_problems
 from trainer.config import jobs, schema
+from trainer.constraints.annotations import value_problems
 from trainer.protocols import Batching
 
 

@@ -9,8 +9,8 @@ from trainer.config import signatures
 from trainer.config.command import check_command
 from trainer.config.signatures import attribute, read
 from trainer.constraints import BelowOne, Count, Duration, Note
+from trainer.constraints.rules import Rule
 from trainer.errors import ConfigError
-from trainer.rules import Rule
 
 
 @pytest.fixture

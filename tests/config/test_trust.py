@@ -46,7 +46,7 @@ def test_classes_of_libraries_that_are_of_the_base_of_their_group(group: str, ta
     ("group", "target"),
     [
         ("task", "trainer.cli.main"),
-        ("loss", "trainer.checkpoint.atomic_io.remove_folder"),
+        ("loss", "trainer.files.atomic_io.remove_folder"),
         ("loss", "trainer.model.mlp.MLP"),
         ("loss", "trainer.loss.focal.torch.load"),
         ("loss", "trainer.loss.focal.F"),

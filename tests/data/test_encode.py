@@ -17,7 +17,7 @@ from trainer import __version__
 from trainer.data.encode import _FOLDER, Encoded, cache_root, encode
 from trainer.data.files import Files
 from trainer.errors import DataError
-from trainer.mapped_files import MappedRows
+from trainer.files.mapped import MappedRows
 from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from trainer.atomic_io import _exchange, remove_leftovers, replaced_folder
+from trainer.files.atomic_io import _exchange, remove_leftovers, replaced_folder
 
 ROOT = Path(__file__).parents[2]
 REPLACE = """
 import errno, os, signal, sys
 from pathlib import Path
-from trainer import atomic_io
+from trainer.files import atomic_io
 
 target, at, two_steps = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "two steps"
 calls = 0

@@ -60,8 +60,8 @@ ALLOWED = {
     "export/formats/weights.py:write_pth": STAGED,
     "export/formats/weights.py:write_safetensors": STAGED,
     "export/readme.py:write_readme": STAGED,
-    "launch.py:_start": SCRATCH,
-    "launch.py:launch": SCRATCH,
+    "distributed/launch.py:_start": SCRATCH,
+    "distributed/launch.py:launch": SCRATCH,
     "loop.py:save_checkpoint": "passes a checkpoint to the store, which uses atomic_io",
     "model/pretrained_folder.py:_save_head": STAGED,
     "model/pretrained_folder.py:_write_json": STAGED,
@@ -72,7 +72,7 @@ ALLOWED = {
     "predict/neighbors.py:Corpus": SCRATCH,
     "predictions.py:PredictionsWriter": REPLACED,
     "predictions.py:predictions_writer": REPLACED,
-    "rank_environment.py:write_note": SCRATCH,
+    "distributed/environment.py:write_note": SCRATCH,
     "report/events.py:JsonLines": LOG,
     "report/logs.py:_FileHandler": LOG,
     "report/logs.py:_file_handler": LOG,
@@ -162,7 +162,7 @@ def writers() -> set[str]:
     return {
         f"{path.relative_to(PACKAGE)}:{name}"
         for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "atomic_io.py"
+        if path != PACKAGE / "files" / "atomic_io.py"
         for name, call in functions(ast.parse(path.read_text(encoding="utf-8")))
         if changes_disk(call)
     }

@@ -67,7 +67,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "transformers.pipeline": {"model": ".", "trust_remote_code": True},
     "trainer.cli.main": {"argv": ["train", "resume=inner", "trust=[pandas]"]},
     "trainer.cli.import_module": {"name": "trap"},
-    "trainer.checkpoint.atomic_io.remove_folder": {"folder": "victim"},
+    "trainer.files.atomic_io.remove_folder": {"folder": "victim"},
     "hydra.utils.instantiate": {"config": {"_target_": "os.mkdir", "path": CANARY}},
     "trap.Model": {},
 }

@@ -20,7 +20,7 @@ from trainer.cli import main
 from trainer.data.idx import read_idx
 from trainer.data.readers import read_records
 from trainer.errors import DataError
-from trainer.input_files import LIMITS
+from trainer.files.untrusted import LIMITS
 from trainer.predict.input_rows import RowFormat, read_rows
 from trainer.task.images import decode_image
 
@@ -42,7 +42,7 @@ def own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LIMITS, "line_bytes", 10_000)
     monkeypatch.setattr(LIMITS, "pixels", 10_000)
-    monkeypatch.setattr("trainer.input_files._ALWAYS_UNPACKED", 1 << 18)
+    monkeypatch.setattr("trainer.files.untrusted._ALWAYS_UNPACKED", 1 << 18)
 
 
 def read(path: Path) -> list[object]:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY, write_csv
-from trainer.annotations import paths_in
 from trainer.cli import main
 from trainer.config import jobs, schema, signatures
 from trainer.config.command import check_command
 from trainer.config.groups import Groups, own_folder
 from trainer.config.stored import config_text
+from trainer.constraints.annotations import paths_in
 
 TEXTS = ("train", *TINY, "data=files", "data.train=train.csv", "run.dir=new")
 SIMILAR = ("predict", "run=run", "input=apple", "neighbours=2")

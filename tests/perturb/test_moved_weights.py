@@ -23,15 +23,15 @@ from tests.support.perturbed import (
     word_batches,
 )
 from tests.support.ranks import call_ranks
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import gather_shards
 from trainer.errors import ConfigError
 from trainer.loop import compute_gradients, update_weights
 from trainer.perturb.moved_weights import MovedWeights, select_weights, unit
 from trainer.precision import Precision
 from trainer.protocols import Batch
 from trainer.prune.masks import Masks
-from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.sharding import gather_shards
 
 
 def weights_of(run: Run) -> dict[str, Tensor]:

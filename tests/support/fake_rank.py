@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from trainer.distributed.environment import note_joined, note_run_folder
+from trainer.distributed.launch import run_rank
 from trainer.errors import ConfigError, DataError, Interrupted, LostRankError, ReportedError
-from trainer.launch import run_rank
-from trainer.rank_environment import note_joined, note_run_folder
 from trainer.signals import StopSignals
 
 NAMES = {
@@ -34,7 +34,7 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":  # the process that watches: the lines of all ranks, and the seconds of grace
-    from trainer import launch
+    from trainer.distributed import launch
     from trainer.errors import TrainerError
 
     launch._BOOTSTRAP = BOOTSTRAP  # type: ignore[misc]

@@ -68,7 +68,7 @@ def is_running(pid: int) -> bool:
 
 
 def _watch(arguments: list[str], folder: str, variables: dict[str, str], output: str) -> None:
-    with patch("trainer.launch.subprocess.Popen", _Forked):
+    with patch("trainer.distributed.launch.subprocess.Popen", _Forked):
         run_command(arguments, folder, variables, output)
 
 

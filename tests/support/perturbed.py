@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.test_loop import make_run
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import Sharding
 from trainer.loop import compute_gradients
 from trainer.perturb.awp import Awp
 from trainer.perturb.fgm import Fgm
 from trainer.perturb.moved_weights import MovedWeights, select_weights
 from trainer.perturb.pgd import Pgd
 from trainer.protocols import Batch, PerturbsWeights
-from trainer.ranks import Ranks
 from trainer.run import Run
-from trainer.sharding import Sharding
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.support.processes import server, start
-from trainer.ranks import Ranks
+from trainer.distributed.ranks import Ranks
 
 
 def free_port() -> int:

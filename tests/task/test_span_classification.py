@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from trainer.data.batches import Batches, BatchIndices
 from trainer.errors import DataError, RowError
+from trainer.files.mapped import MappedRows
 from trainer.loss.global_pointer import GlobalPointer
-from trainer.mapped_files import MappedRows
 from trainer.model.text_encoder import TextEncoder
 from trainer.protocols import Batching
 from trainer.spans import list_targets

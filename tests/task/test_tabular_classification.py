@@ -8,7 +8,7 @@ from tests.support.predictions import predict
 from trainer.data.batches import Batches, BatchIndices, BatchPlan
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
-from trainer.mapped_files import RowReader
+from trainer.files.mapped import RowReader
 from trainer.sample_rng import SampleRng
 from trainer.task.tabular_classification import TabularClassification
 

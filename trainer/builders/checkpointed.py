@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.atomic_io import replaced_folder
 from trainer.builders.data import build_encoded, build_task, loader_options
 from trainer.builders.device import build_device
 from trainer.builders.loss import build_loss, needs_teacher
@@ -31,6 +30,7 @@ from trainer.data.encode import Encoded
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.export.folder import link
 from trainer.export.formats.weights import save_library
+from trainer.files.atomic_io import replaced_folder
 from trainer.layout import CHECKPOINT_MANIFEST, CHECKPOINTS, CONFIG, MODEL, STATE, TASK, Document, step_name
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.pretrained_folder import ABOUT, LibraryModel
@@ -41,8 +41,8 @@ from trainer.targets import with_loss_head
 from trainer.validation_sets import VALIDATION, by_split, is_validation, select_monitored, validation_of
 
 if TYPE_CHECKING:
-    from trainer.mapped_files import MappedRows
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
+    from trainer.files.mapped import MappedRows
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from trainer.data.corrections import Corrections
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.folds import Folds
 from trainer.data.quality import DataReport, measure_quality
+from trainer.distributed.ranks import Ranks
 from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, format_error
-from trainer.input_files import LIMITS, Limits
+from trainer.files.untrusted import LIMITS, Limits
 from trainer.layout import TASK, Document
 from trainer.protocols import Batching, HasNumericColumns, SeparableSource, Source, StateDict, Task
-from trainer.ranks import Ranks
 from trainer.task.packing import add_empty_rows, divide_into_rows
 from trainer.validation_sets import validation_splits
 

@@ -28,15 +28,15 @@ from trainer.checkpoint.tensors import encode
 from trainer.config.jobs import TrainJob
 from trainer.data.batches import TrainLoader
 from trainer.deferred_logits import deferral
+from trainer.distributed.environment import num_processes
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import count_shards
 from trainer.ema import has_weights
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
 from trainer.protocols import Batch, MetricSchedule
-from trainer.rank_environment import num_processes
-from trainer.ranks import Ranks
 from trainer.run import Run, RunOutputs
-from trainer.sharding import count_shards
 from trainer.state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainer.distributed.ranks import BUCKET_BYTES
+from trainer.distributed.sharding import find_blocks
 from trainer.errors import ConfigError, format_error
 from trainer.loop import set_learning_rate
-from trainer.ranks import BUCKET_BYTES
 from trainer.report.console import format_bytes
 from trainer.run import Run
-from trainer.sharding import find_blocks
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]

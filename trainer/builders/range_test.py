@@ -13,9 +13,9 @@ from typing import Any
 
 from trainer.builders.training import build_training
 from trainer.config.jobs import TrainJob
+from trainer.distributed.ranks import Ranks
 from trainer.errors import ConfigError, DivergedError, Interrupted, format_error
 from trainer.loop import fit
-from trainer.ranks import Ranks
 from trainer.run import RunOutputs, StepCounts
 
 _LOWEST, _HIGHEST = 1e-6, 10.0

@@ -18,8 +18,8 @@ from trainer.data.encode import Encoded
 from trainer.data.order import GroupSampler
 from trainer.data.splits import file_part
 from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
+from trainer.files.mapped import as_array
 from trainer.layout import Document, expand_home
-from trainer.mapped_files import as_array
 from trainer.protocols import HasColumns, LocatesRows, Task
 from trainer.targets import by_class_name
 

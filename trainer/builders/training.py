@@ -40,6 +40,8 @@ from trainer.config.jobs import TrainJob
 from trainer.config.stored import blaming_config
 from trainer.data.encode import Encoded
 from trainer.data.quality import DataReport
+from trainer.distributed.ranks import Ranks, connect, join_ranks
+from trainer.distributed.sharding import Sharding, count_shards
 from trainer.durations import parse, to_steps
 from trainer.ema import Ema, has_weights
 from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
@@ -68,10 +70,8 @@ from trainer.protocols import (
     UsesInputs,
 )
 from trainer.prune.masks import Masks
-from trainer.ranks import Ranks, connect, join_ranks
 from trainer.report.logs import logs_silenced
 from trainer.run import Run, RunOutputs, StepCounts, Validation
-from trainer.sharding import Sharding, count_shards
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
 from trainer.validation_sets import select_monitored

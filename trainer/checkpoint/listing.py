@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.atomic_io import list_entries
 from trainer.checkpoint.manifest import STEP_FOLDER, DamagedError, find_faults, read_document, read_manifest
+from trainer.files.atomic_io import list_entries
 from trainer.layout import STATE, Document
 
 REPLACED = ".old-"

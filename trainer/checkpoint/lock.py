@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from trainer.atomic_io import discard
 from trainer.errors import CheckpointError, format_error
+from trainer.files.atomic_io import discard
+from trainer.files.storage_errors import naming_errors
 from trainer.layout import LOCK
-from trainer.storage_errors import naming_errors
 
 if TYPE_CHECKING:
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
 
 _TOKEN = ".shared-"
 _PATIENCE_SECONDS = 90.0

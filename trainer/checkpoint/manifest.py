@@ -12,10 +12,10 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from trainer.atomic_io import FileDigest, digest_file
 from trainer.checkpoint.shards import FROZEN_FILE, is_shard_file
 from trainer.documents import CHECKPOINT, SHAPES, check_checkpoint_document
 from trainer.errors import CheckpointError, format_error
+from trainer.files.atomic_io import FileDigest, digest_file
 from trainer.layout import CHECKPOINT_MANIFEST, Document
 from trainer.shapes import DocumentError, check_shape, parse_json, read_bytes, seal
 

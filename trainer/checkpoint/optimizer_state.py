@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.checkpoint.tensors import StoredTensors
+from trainer.distributed.sharding import first_row, is_sharded, own_rows
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
-from trainer.sharding import first_row, is_sharded, own_rows
 
 # The schedule sets the learning rate; the other options choose how a step is computed, not its result.
 _NOT_STORED: Final = {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.store import Store
+from trainer.distributed.ranks import Ranks
 from trainer.errors import CheckpointError, ReportedError
-from trainer.ranks import Ranks
 
 
 class Saver:

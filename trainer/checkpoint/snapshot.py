@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trainer import atomic_io
-from trainer.atomic_io import FileDigest
 from trainer.checkpoint.manifest import (
     DamagedError,
     Manifest,
@@ -25,12 +23,14 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.checkpoint.shards import FROZEN, FROZEN_FILE, MERGED, SUFFIX, Shard, is_shard_file, tensors_name
 from trainer.errors import CheckpointError, format_error
+from trainer.files import atomic_io
+from trainer.files.atomic_io import FileDigest
 from trainer.layout import CHECKPOINT_MANIFEST, CONFIG, Document
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
 
 _Result = TypeVar("_Result")
 _ANOTHER = "Use another checkpoint"

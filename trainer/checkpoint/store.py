@@ -16,8 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from trainer import atomic_io
-from trainer.atomic_io import FileDigest
 from trainer.checkpoint.listing import REPLACED, find_step_folders, list_newest_first, rank_by_score
 from trainer.checkpoint.manifest import (
     DamagedError,
@@ -38,12 +36,14 @@ from trainer.checkpoint.snapshot import (
     write_snapshot,
 )
 from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.files import atomic_io
+from trainer.files.atomic_io import FileDigest
 from trainer.layout import step_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
 
 _TEMPORARY = ".tmp-"
 _TRASH = ".trash-"

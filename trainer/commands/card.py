@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import yaml
 
-from trainer.atomic_io import refuse_to_replace, write_text
 from trainer.commands.report_sections import (
     NamedRun,
     artifact_section,
@@ -37,6 +36,7 @@ from trainer.export.readme import (
     graph_code,
     script_packages,
 )
+from trainer.files.atomic_io import refuse_to_replace, write_text
 from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, TASK, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.metric_names import words

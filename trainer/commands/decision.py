@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, cast
 
 from rich.console import Console
 
-from trainer.atomic_io import discard
 from trainer.commands.run_folders import run_argument
 from trainer.config.signatures import attribute
 from trainer.decision import DecisionRule, read_rule, rule_of, write_rule
 from trainer.display import counted, print_lines
+from trainer.distributed.environment import is_first_rank
 from trainer.errors import ConfigError, format_error
+from trainer.files.atomic_io import discard
 from trainer.layout import DECISION_RULE, Document
 from trainer.protocols import HasDecisionRule, Task
-from trainer.rank_environment import is_first_rank
 from trainer.report.console import open_console, print_table
 from trainer.validation_sets import VALIDATION
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.calibration import Calibration, Threshold
     from trainer.config.jobs import EvalJob
-    from trainer.mapped_files import MappedRows
+    from trainer.distributed.ranks import Ranks
+    from trainer.files.mapped import MappedRows
     from trainer.precision import PrecisionName
-    from trainer.ranks import Ranks
 
     class DecidingTask(Task, HasDecisionRule): ...
 

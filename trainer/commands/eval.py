@@ -11,7 +11,6 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trainer.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.commands.decision import find_rule, rule_problems, use_kept_rule, validation_rows
 from trainer.commands.eval_slices import check_slices, measure_slices, measure_targets, print_slices, print_targets
 from trainer.commands.foreign_rows import check_foreign_rows, find_changed_keys, make_label
@@ -20,14 +19,15 @@ from trainer.commands.run_folders import find_run_folder, select_checkpoint
 from trainer.config.jobs import EvalJob
 from trainer.config.stored import load_stored_config, parse_stored_config
 from trainer.display import counted
+from trainer.distributed.environment import is_first_rank, is_rank, num_processes
+from trainer.distributed.launch import launch
 from trainer.documents import EVALUATION, EVALUATION_PARTS, undefined_reason
 from trainer.errors import raise_if_any
-from trainer.launch import launch
+from trainer.files.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
 from trainer.progress import phase
 from trainer.protocols import HasDecisionRule
-from trainer.rank_environment import is_first_rank, is_rank, num_processes
 from trainer.report.console import format_number, open_console, print_indented, print_table
 from trainer.report.logs import logs_silenced
 from trainer.report.metric_names import monitored_first
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.data.encode import Encoded
+    from trainer.distributed.ranks import Ranks
     from trainer.intervals.confidence import Interval
     from trainer.precision import PrecisionName
-    from trainer.ranks import Ranks
     from trainer.row_recorder import RowRecorder
 
 
@@ -110,7 +110,7 @@ def check_job(job: EvalJob) -> None:
 
 def _evaluate_with_others(job: EvalJob) -> None:
     """Evaluate this process's share of the batches; the first process prints and writes the result."""
-    from trainer.ranks import connect, join_ranks
+    from trainer.distributed.ranks import connect, join_ranks
 
     store = connect(job.launch.timeout)
     with ExitStack() as stack:
@@ -265,9 +265,9 @@ def _compute_values(
     from trainer.builders.metrics import build_metrics
     from trainer.builders.model import choose_batching
     from trainer.deferred_logits import deferral
+    from trainer.distributed.ranks import Ranks
     from trainer.evaluate import evaluate
     from trainer.precision import Precision
-    from trainer.ranks import Ranks
     from trainer.targets import calibrated_scores
 
     job, task, model, device = checkpointed.job, checkpointed.task, checkpointed.model, checkpointed.device

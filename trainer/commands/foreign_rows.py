@@ -15,7 +15,7 @@ from trainer.validation_sets import VALIDATION, by_split, file_stem, is_validati
 
 if TYPE_CHECKING:
     from trainer.builders.checkpointed import CheckpointedModel
-    from trainer.mapped_files import MappedRows
+    from trainer.files.mapped import MappedRows
 
 logger = logging.getLogger(__name__)
 

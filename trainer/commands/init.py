@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
-from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.commands.init_files import TEXT_SUFFIXES, is_text_file, look_at_folder, look_at_text_file
 from trainer.commands.init_parts import write_part
 from trainer.commands.init_proposal import Look, Proposal
@@ -23,6 +22,7 @@ from trainer.data.profile import profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.display import escape_controls, print_lines
 from trainer.errors import ConfigError, DataError, format_error, raise_if_any
+from trainer.files.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.layout import Document, expand_home
 
 EXPERIMENTS = Path("conf", "experiment")

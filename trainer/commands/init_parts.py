@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.atomic_io import create_folder, refuse_to_replace, write_text
 from trainer.errors import ConfigError
+from trainer.files.atomic_io import create_folder, refuse_to_replace, write_text
 
 _LOSS = '''"""A loss of your own. Train with it: trainer train loss=NAME"""
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.atomic_io import replaced_file, write_text
 from trainer.errors import DataError, format_error
+from trainer.files.atomic_io import replaced_file, write_text
 from trainer.layout import EVALUATIONS, LABEL_ERRORS, OUT_OF_FOLD, Document
 from trainer.predictions import MAX_CLASSES, predictions_file, read_inputs, read_predictions
 from trainer.report.label_errors import find_contradictions, find_label_errors, rank_rows

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from trainer.checkpoint.shards import Rows
     from trainer.checkpoint.snapshot import Snapshot
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
     from trainer.run import DivergenceReport
 
 

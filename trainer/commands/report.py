@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.atomic_io import refuse_to_replace, write_text
 from trainer.commands.report_comparison import Comparison, answer_comparison, compare_with_best, decide
 from trainer.commands.report_sections import (
     MAX_NAMED,
@@ -31,6 +30,7 @@ from trainer.config.jobs import ReportJob
 from trainer.config.sweep import read_jobs
 from trainer.display import counted, escape_controls
 from trainer.errors import CheckpointError, ConfigError, TrainerError
+from trainer.files.atomic_io import refuse_to_replace, write_text
 from trainer.layout import COMPARISON, DIVERGED, EVALUATIONS, REPORT, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import answer_section

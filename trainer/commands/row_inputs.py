@@ -20,7 +20,7 @@ from trainer.report.statistics import NUM_WORST, WorstRows
 if TYPE_CHECKING:
     import pyarrow
 
-    from trainer.mapped_files import MappedRows
+    from trainer.files.mapped import MappedRows
     from trainer.protocols import Task
 
 _TEXTS: Final = ("input_ids", "text_pair_ids", "positive_ids", "negative_ids")

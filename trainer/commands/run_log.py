@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trainer.builders.checkpointed import CheckpointedModel
     from trainer.builders.training import Training
     from trainer.checkpoint.snapshot import Snapshot
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
     from trainer.report.events import Sink
     from trainer.report.tensorboard import TensorBoard
     from trainer.run import Run

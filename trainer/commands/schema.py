@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.atomic_io import refuse_to_replace
 from trainer.config.groups import groups_in, own_folder, working_folder
 from trainer.config.jobs import SchemaJob
 from trainer.config.json_schema import is_schema, schema_text, write_schema
 from trainer.errors import ConfigError, did_you_mean, format_error
+from trainer.files.atomic_io import refuse_to_replace
 from trainer.layout import Document, expand_home
 
 

@@ -16,18 +16,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from trainer.atomic_io import create_folder, write_text
 from trainer.checkpoint.lock import run_lock
 from trainer.commands.out_of_fold import FINDINGS, read_fold_inputs, write_out_of_fold
 from trainer.commands.run_folders import check_free, describe_score, read_best_score
 from trainer.config.sweep import Sweep, SweepJob, changed_keys, read_jobs
 from trainer.display import counted, print_lines
+from trainer.distributed.environment import count_gpus
+from trainer.distributed.launch import (
+    PARENT_FD,
+    count_cores,
+    end_with_parent,
+    kill_all,
+    own_command,
+    parent_pipe,
+    recorded_signals,
+)
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
 from trainer.errors import Interrupted, find_user_error, format_error, raise_if_any, show_value
-from trainer.launch import PARENT_FD, count_cores, end_with_parent, kill_all, own_command, parent_pipe, recorded_signals
+from trainer.files.atomic_io import create_folder, write_text
 from trainer.layout import LABEL_ERRORS, METRICS, REPORT, SWEEP, TABLE, Document
-from trainer.rank_environment import count_gpus
 from trainer.report.console import open_console, print_table
 from trainer.report.events import read_events
 from trainer.report.metric_names import words

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from trainer.atomic_io import set_aside, write_text
 from trainer.checkpoint.listing import find_newest_intact, list_newest_first
 from trainer.commands.resume_advice import advise_resume, resume_instruction_added
 from trainer.commands.run_folders import (
@@ -42,6 +41,8 @@ from trainer.config.resume import resume_config
 from trainer.config.stored import config_text, parse_stored_config
 from trainer.config.trust import names_environment, resolve_environment
 from trainer.display import displayable
+from trainer.distributed.environment import is_first_rank, is_rank, note_run_folder, num_processes
+from trainer.distributed.launch import launch
 from trainer.durations import parse_time
 from trainer.errors import (
     CheckpointError,
@@ -52,7 +53,7 @@ from trainer.errors import (
     ReportedError,
     TrainerError,
 )
-from trainer.launch import launch
+from trainer.files.atomic_io import set_aside, write_text
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -67,7 +68,6 @@ from trainer.layout import (
     step_name,
 )
 from trainer.progress import phase, shown_on
-from trainer.rank_environment import is_first_rank, is_rank, note_run_folder, num_processes
 from trainer.report.console import open_console
 from trainer.report.events import read_events
 from trainer.report.screen import Display, Lines, open_screen
@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from trainer.builders.training import Training
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.snapshot import Snapshot
+    from trainer.distributed.ranks import Ranks
     from trainer.protocols import StateDict
-    from trainer.ranks import Ranks
     from trainer.report.events import Reports
     from trainer.report.tensorboard import TensorBoard
     from trainer.run import DivergenceReport, RunOutputs
@@ -182,7 +182,7 @@ def _prepare(job: TrainJob, config: Document, stack: ExitStack) -> tuple[Start, 
 def _train_alone(
     start: Start, snapshot: Snapshot | None, signals: StopSignals, console: Console, screen: Display | Lines | None
 ) -> None:
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
 
     _train(start, snapshot, signals, Ranks(), ExitStack(), console, screen)
 
@@ -320,7 +320,7 @@ def _open_saver(job: TrainJob, folder: Path, ranks: Ranks, stack: ExitStack) -> 
     """Return what saves the checkpoints until the stack is closed; None if this process takes no part in that."""
     from trainer.checkpoint.saver import Saver
     from trainer.checkpoint.store import Store
-    from trainer.sharding import count_shards
+    from trainer.distributed.sharding import count_shards
 
     sharded = count_shards(job.shard, ranks) > 1
     if not ranks.is_first and not sharded:
@@ -358,8 +358,8 @@ def _fit(training: Training, signals: StopSignals, saver: Saver | None, screen: 
         saver: Saves the checkpoints; None in a process that does not take part in that.
         screen: Shows the steps; None shows nothing.
     """
+    from trainer.distributed.ranks import lost_rank_reported
     from trainer.loop import fit
-    from trainer.ranks import lost_rank_reported
 
     ranks = training.run.ranks
     stop_agreed = ranks.share_flag(lambda: signals.should_stop() or signals.is_out_of_time())

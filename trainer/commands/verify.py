@@ -19,9 +19,10 @@ from trainer.commands.replay import Comparison, compare_divergence, compare_trai
 from trainer.commands.run_folders import find_run_folder, read_task_state
 from trainer.config.jobs import TrainJob, VerifyJob
 from trainer.display import counted
+from trainer.distributed.environment import is_first_rank, is_rank, is_watched
+from trainer.distributed.launch import RankError, launch
 from trainer.documents import UNSEALED
 from trainer.errors import CheckpointError, format_error
-from trainer.launch import RankError, launch
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -31,13 +32,12 @@ from trainer.layout import (
     export_folders,
     step_name,
 )
-from trainer.rank_environment import is_first_rank, is_rank, is_watched
 from trainer.report.console import open_console, print_table
 from trainer.report.logs import logs_silenced
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
-    from trainer.ranks import Ranks
+    from trainer.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)

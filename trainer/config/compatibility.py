@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from trainer.annotations import literals
 from trainer.config import signatures
 from trainer.config.groups import OWN, Groups
 from trainer.config.metrics import declared_kind, metric_names, name_problem
 from trainer.config.signatures import part_attribute
+from trainer.constraints.annotations import literals
 from trainer.errors import did_you_mean, format_error
 from trainer.validation_sets import by_split, named_sets, select_monitored, set_problem, validation_of
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from trainer.config import signatures
 from trainer.config.compatibility import value_at
 from trainer.config.groups import OWN
+from trainer.distributed.environment import is_rank, num_processes
 from trainer.errors import format_error
-from trainer.rank_environment import is_rank, num_processes
 
 _SHARDABLE_OPTIMIZERS: Final = ("adam", "adamw", "lamb", "lion", "sgd")
 """Optimizers whose updates in shards were compared with the updates of complete weights."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from trainer.config.schema import as_overrides, group, key, optional_group, section, text
-from trainer.input_files import LIMITS
+from trainer.files.untrusted import LIMITS
 
 if TYPE_CHECKING:
     # `schema.keys` finds these names: this module is loaded at every start, also to print help.

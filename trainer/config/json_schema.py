@@ -13,14 +13,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args
 
-from trainer.annotations import IsDuration, IsTime, fixed_items, item_of, metadata_of, numbers_of, origin_of
-from trainer.atomic_io import create_folder, write_text
 from trainer.config import jobs, schema
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder, working_folder
 from trainer.config.parts import HYDRA_KEY_TYPES, key_annotation, read_signature
 from trainer.config.validate import SYNTAX
+from trainer.constraints.annotations import IsDuration, IsTime, fixed_items, item_of, metadata_of, numbers_of, origin_of
 from trainer.durations import text_pattern, time_pattern
 from trainer.errors import ConfigError
+from trainer.files.atomic_io import create_folder, write_text
 from trainer.shapes import to_json
 
 Node = dict[str, Any]

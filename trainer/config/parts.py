@@ -8,7 +8,12 @@ from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
 
-from trainer.annotations import (
+from trainer.config import schema, signatures
+from trainer.config.compatibility import value_at
+from trainer.config.foreign_names import foreign_value
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
+from trainer.config.signatures import Signature
+from trainer.constraints.annotations import (
     describe,
     fits_type,
     forms,
@@ -18,14 +23,9 @@ from trainer.annotations import (
     mapping_keys,
     value_problems,
 )
-from trainer.config import schema, signatures
-from trainer.config.compatibility import value_at
-from trainer.config.foreign_names import foreign_value
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
-from trainer.config.signatures import Signature
+from trainer.constraints.rules import broken_rules
 from trainer.durations import LENGTH_FORMS
 from trainer.errors import did_you_mean, format_error, show_value
-from trainer.rules import broken_rules
 
 MEASURED = "optimizer.lr"
 """A key that may be `auto`; the optimizer then gets the value that a range test selects."""

@@ -9,8 +9,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from trainer.annotations import PathTo, is_constrained, map_paths, paths_in
 from trainer.config import jobs, schema, signatures
+from trainer.constraints.annotations import PathTo, is_constrained, map_paths, paths_in
 from trainer.errors import format_error
 from trainer.layout import expand_home
 from trainer.weights_folder import find_tokenizer

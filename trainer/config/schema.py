@@ -49,7 +49,7 @@ def keys(job_type: type) -> dict[str, object]:
 def _keys(job_type: type) -> dict[str, object]:
     # Imported here, as the help of a verb does without it.
     from trainer import constraints
-    from trainer.declarations import resolve_annotation
+    from trainer.constraints.declarations import resolve_annotation
 
     scope = vars(constraints) | vars(sys.modules[job_type.__module__])
     return {item.name: resolve_annotation(item.type, scope) for item in _ordered(job_type) if "doc" in item.metadata}

@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar, Optional, TypeAlias, get_origin
 
 from annotated_types import Gt
 
-from trainer.annotations import fits_type, value_problems
 from trainer.config.groups import OWN, PACKAGE, is_local
 from trainer.constraints import Duration, validated
-from trainer.declarations import Binding, bindings, find_builtin, meaning, read_annotation
+from trainer.constraints.annotations import fits_type, value_problems
+from trainer.constraints.declarations import Binding, bindings, find_builtin, meaning, read_annotation
+from trainer.constraints.rules import Rule
 from trainer.errors import did_you_mean
-from trainer.rules import Rule
 
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef
 _DYNAMIC = ("globals(", "vars(", "setattr(")

@@ -22,11 +22,11 @@ from trainer.config.groups import find, is_known
 from trainer.config.jobs import PRESET_GROUPS, SweepSection
 from trainer.config.overrides import CommandLine, is_sweep, parse_overrides, variants
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
+from trainer.distributed.environment import is_rank
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
 from trainer.errors import ConfigError, format_error, install
 from trainer.layout import SWEEP, SWEEPS
-from trainer.rank_environment import is_rank
 
 _MAX_NAME = 120
 

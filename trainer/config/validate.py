@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from trainer.annotations import character_problems, fits_type, literals
 from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
@@ -15,6 +14,7 @@ from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import OWN, KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.parts import read_signature, validate_part, validate_value
+from trainer.constraints.annotations import character_problems, fits_type, literals
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any
 from trainer.validation_sets import SPLIT_PATTERN, is_image_set, name_problems, named_sets, set_problem, validation_of

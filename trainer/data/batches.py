@@ -22,10 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.order import GroupSampler, Order
-from trainer.mapped_files import MappedRows, RowReader
+from trainer.distributed.ranks import Ranks
+from trainer.files.mapped import MappedRows, RowReader
 from trainer.progress import track
 from trainer.protocols import Batch, Batching, HasByteBatches, Task, UsesExtraRows
-from trainer.ranks import Ranks
 from trainer.sample_rng import SampleRng
 from trainer.signals import STOP_SIGNALS, end_with_parent_thread
 

@@ -16,7 +16,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.input_files import JSON_ERRORS, open_input
+from trainer.files.untrusted import JSON_ERRORS, open_input
 from trainer.protocols import ImageCell, Row
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from trainer import __version__
-from trainer.atomic_io import discard, replaced_folder
 from trainer.data import split_cache
 from trainer.data.quality import block_digests, row_digests
 from trainer.data.split_cache import read_index, write_index
 from trainer.display import counted
 from trainer.errors import DataError, RowError, RowErrors, format_error, show_value
-from trainer.input_files import LIMITS
-from trainer.mapped_files import MappedRows, release_pages
+from trainer.files.atomic_io import discard, replaced_folder
+from trainer.files.mapped import MappedRows, release_pages
+from trainer.files.untrusted import LIMITS
 from trainer.progress import phase
 from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.atomic_io import create_folder, replaced_file
 from trainer.data.hub import class_label, class_names
 from trainer.errors import DataError, format_error
+from trainer.files.atomic_io import create_folder, replaced_file
 
 if TYPE_CHECKING:
     import pyarrow

@@ -20,7 +20,7 @@ from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
 from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
 from trainer.display import counted
 from trainer.errors import DataError, format_error
-from trainer.input_files import open_unpacked
+from trainer.files.untrusted import open_unpacked
 from trainer.layout import expand_home
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import DataError, format_error
-from trainer.input_files import LIMITS, open_unpacked
+from trainer.files.untrusted import LIMITS, open_unpacked
 
 _BYTE_ORDER_MARKS = {
     BOM_UTF32_LE: "UTF-32",

@@ -22,7 +22,7 @@ from trainer.data.splits import row_id, split_row_id
 from trainer.data.table import Table, describe_columns
 from trainer.display import counted
 from trainer.errors import DataError, format_error
-from trainer.input_files import JSON_ERRORS
+from trainer.files.untrusted import JSON_ERRORS
 
 MAX_ROWS = 100_000
 """Rows of a file that are read; the rest of a larger file is not looked at."""

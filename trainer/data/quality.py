@@ -14,7 +14,7 @@ from trainer.data.cells import GROUP, TIME
 from trainer.data.order import block_of
 from trainer.data.splits import normalize_whitespace
 from trainer.display import counted
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Columns, Target
 from trainer.validation_sets import VALIDATION, is_validation
 

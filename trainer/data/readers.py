@@ -21,7 +21,7 @@ from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first
 from trainer.data.swallowed_rows import SwallowedRows
 from trainer.display import counted
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
-from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
+from trainer.files.untrusted import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
 
 Records = Iterator[Sequence[object]]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import __version__
-from trainer.atomic_io import digest_file, discard, replaced_folder
 from trainer.data.split_layout import SplitLayout
 from trainer.data.splits import read_splits
 from trainer.errors import DataError, format_error
+from trainer.files.atomic_io import digest_file, discard, replaced_folder
 from trainer.layout import Document
 from trainer.shapes import DocumentError, check_seal, parse_json, read_bytes, to_sealed_json
 

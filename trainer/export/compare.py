@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainer.errors import DataError, Interrupted, ProofError, format_error, is_out_of_memory
 from trainer.export.cases import Case, Forward, Sizes
+from trainer.files.storage_errors import find_storage_error
 from trainer.protocols import Target, Task
 from trainer.spans import possible_spans
-from trainer.storage_errors import find_storage_error
 
 _SHAPES_REMEDY = "The file is removed: it would be wrong, or fail, at shapes that it was not exported with"
 _TOLERANCE_REMEDY = "The file is removed; export.tolerance is the largest difference allowed"

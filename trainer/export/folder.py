@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.atomic_io import discard, finish_files, sync
 from trainer.documents import file_entries, is_sealed, load_export_manifest, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.files.atomic_io import discard, finish_files, sync
+from trainer.files.storage_errors import naming_errors, storage_errors_named
 from trainer.layout import EXPORT_MANIFEST, Document
 from trainer.shapes import DocumentError, to_json, to_sealed_json
-from trainer.storage_errors import naming_errors, storage_errors_named
 
 logger = logging.getLogger(__name__)
 

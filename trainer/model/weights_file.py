@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError, format_error
-from trainer.input_files import JSON_ERRORS, open_input
+from trainer.files.untrusted import JSON_ERRORS, open_input
 from trainer.layout import CHECKPOINTS, expand_home
 from trainer.shapes import read_bytes
 

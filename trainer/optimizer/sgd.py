@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from trainer.constraints import BelowOne, NonNegative, Positive, Rule, validated
+from trainer.distributed.sharding import is_sharded
 from trainer.optimizer.eager import eager
 from trainer.optimizer.parameter_groups import ParameterGroup, can_fuse
-from trainer.sharding import is_sharded
 
 
 @validated(Rule("momentum > 0 or not nesterov", key="nesterov", problem="needs momentum greater than 0"))

@@ -12,12 +12,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from trainer.atomic_io import refuse_to_replace, replaced_file
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.line_reader import first_line_of
 from trainer.data.readers import format_suffix
 from trainer.display import escape_controls
 from trainer.errors import ConfigError, DataError, format_error, raise_if_any
+from trainer.files.atomic_io import refuse_to_replace, replaced_file
 from trainer.layout import expand_home
 from trainer.protocols import Prediction
 from trainer.shapes import to_json

@@ -17,7 +17,7 @@ from trainer.data.readers import column_names, format_suffix, missing_columns_er
 from trainer.data.splits import row_id
 from trainer.data.table import ColumnNames, Table
 from trainer.errors import ConfigError, DataError, format_error
-from trainer.input_files import JSON_ERRORS, LIMITS, describe_json_error
+from trainer.files.untrusted import JSON_ERRORS, LIMITS, describe_json_error
 from trainer.predict.files import INPUT_FORMATS, has_lines
 from trainer.protocols import Row
 

@@ -13,12 +13,12 @@ from threading import Lock
 from types import TracebackType
 from typing import Protocol
 
-from trainer.atomic_io import append
 from trainer.documents import EVENT, read_file, unusable
+from trainer.files.atomic_io import append
+from trainer.files.storage_errors import naming_errors
 from trainer.layout import Document
 from trainer.protocols import Report
 from trainer.shapes import DocumentError, parse_json
-from trainer.storage_errors import naming_errors
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from rich.logging import RichHandler
 
 from trainer.display import displayable
 from trainer.errors import write_error
+from trainer.files.storage_errors import naming_errors
 from trainer.report.console import can_draw
 from trainer.signals import drop_output
-from trainer.storage_errors import naming_errors
 
 NOISY_LIBRARIES = (
     "absl",

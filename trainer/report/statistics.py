@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from trainer.display import shorten_middle
-from trainer.mapped_files import as_array
+from trainer.files.mapped import as_array
 from trainer.predictions import read_batches, split_span
 
 if TYPE_CHECKING:

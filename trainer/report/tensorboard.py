@@ -11,10 +11,10 @@ import numpy as np
 
 from trainer.display import displayable
 from trainer.documents import flatten
+from trainer.files.storage_errors import naming_errors
 from trainer.layout import Document
 from trainer.report.events import name_scalars
 from trainer.report.statistics import Confusion
-from trainer.storage_errors import naming_errors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import torch
 from trainer.decision import DecisionRule, parse_rule
 from trainer.display import counted
 from trainer.errors import DataError, RowError, did_you_mean, format_error
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Prediction, StateDict
 from trainer.shapes import to_json
 from trainer.task.class_names import (

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from trainer.errors import DataError, RowError, format_error
-from trainer.input_files import LIMITS, Limits, open_input
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
+from trainer.files.untrusted import LIMITS, Limits, open_input
 from trainer.protocols import Batching, Columns, EncodedColumns, ImageCell, StateDict
 from trainer.shapes import to_json
 from trainer.task.augmentation import OPERATIONS, augment

@@ -11,7 +11,7 @@ import torch
 
 from trainer.display import counted
 from trainer.errors import DataError, RowError, format_error
-from trainer.mapped_files import MappedRows, read_chunks
+from trainer.files.mapped import MappedRows, read_chunks
 from trainer.protocols import Prediction, StateDict
 from trainer.shapes import to_json
 from trainer.task.supervised import TargetFields

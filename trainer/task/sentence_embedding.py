@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from trainer.constraints import Count, Finite, HubPath, Rule, validated
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.task.numeric import SimilarityTarget
 from trainer.task.supervised import fingerprint

@@ -13,7 +13,7 @@ import torch
 from trainer.constraints import HubPath, validated
 from trainer.display import counted
 from trainer.errors import RowError, format_error
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.spans import list_spans, pack_spans
 from trainer.task.class_targets import Classes

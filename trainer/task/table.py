@@ -14,7 +14,7 @@ import torch
 
 from trainer.display import counted
 from trainer.errors import DataError, RowError, format_error
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
 from trainer.shapes import to_json
 from trainer.task.class_names import boolean_spellings, warn_of_equal_names

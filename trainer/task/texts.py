@@ -12,7 +12,7 @@ from annotated_types import Ge
 from trainer.constraints import Note
 from trainer.display import counted
 from trainer.errors import ConfigError
-from trainer.mapped_files import MappedRows, as_array, read_chunks
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.protocols import Batching, Columns, EncodedColumns, StateDict
 from trainer.task.packing import Layout, lay_out, padded_inputs, token_inputs
 from trainer.task.supervised import InputFields, fingerprint

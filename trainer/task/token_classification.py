@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.constraints import HubPath, validated
 from trainer.display import counted
 from trainer.errors import RowError, format_error
+from trainer.files.mapped import MappedRows, as_array, read_chunks
 from trainer.layout import TRANSITIONS
-from trainer.mapped_files import MappedRows, as_array, read_chunks
 from trainer.protocols import Batch, Batching, Columns, EncodedColumns, Inputs, Prediction, StateDict, Target, TaskInfo
 from trainer.shapes import to_json
 from trainer.tags import (

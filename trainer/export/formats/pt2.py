@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from trainer.atomic_io import library_file
 from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
 from trainer.export.model import ExportModel, silence
+from trainer.files.atomic_io import library_file
 from trainer.layout import Document
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.atomic_io import library_file
 from trainer.export.cases import Forward
 from trainer.export.model import ExportModel, silence
+from trainer.files.atomic_io import library_file
 from trainer.layout import Document
 
 

@@ -15,9 +15,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trainer.atomic_io import library_file
 from trainer.export.cases import Forward, forward_of, traced_inputs
 from trainer.export.model import ExportModel, in_float16, scrambled, silence
+from trainer.files.atomic_io import library_file
 from trainer.layout import Document
 from trainer.model import pretrained_folder
 from trainer.model.pretrained_folder import LibraryModel

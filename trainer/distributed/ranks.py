@@ -26,8 +26,8 @@ from torch.distributed import (  # type: ignore[attr-defined]  # they are import
 )
 from torch.nn.modules.batchnorm import _NormBase
 
+from trainer.distributed.environment import LISTEN_FD, note_joined, report_once_with
 from trainer.errors import LostRankError
-from trainer.rank_environment import LISTEN_FD, note_joined, report_once_with
 
 _Value = TypeVar("_Value")
 

@@ -33,8 +33,8 @@ from trainer.checkpoint.tensors import tensor_differences
 from trainer.cli import main
 from trainer.config.devices import _SHARDABLE_OPTIMIZERS
 from trainer.data.batches import EvaluationBatches, LoaderOptions
-from trainer.ranks import Ranks
-from trainer.sharding import find_blocks
+from trainer.distributed.ranks import Ranks
+from trainer.distributed.sharding import find_blocks
 
 STEPS = 12
 JOB = [f"train.duration={STEPS}", "train.eval_every=1", "checkpoint.every=4", "checkpoint.keep=9"]

@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from tests.support.ranks import call_ranks
 from tests.test_loop import CPU, make_batch, make_run
 from trainer.builders.training import check_statistic
+from trainer.distributed.ranks import Ranks
 from trainer.errors import ConfigError
 from trainer.evaluate import check_shareable, evaluate
 from trainer.loop import update_weights
@@ -25,7 +26,6 @@ from trainer.loss.info_nce import InfoNce
 from trainer.loss.mse_correlation import MseCorrelation
 from trainer.precision import Precision
 from trainer.protocols import Batch, Loss
-from trainer.ranks import Ranks
 from trainer.targets import compute_shared_loss
 from trainer.task.classification_metrics import (
     ClassCounts,

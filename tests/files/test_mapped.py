@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import DataError
-from trainer.mapped_files import RowReader, as_array, open_mapped_file, read_chunks, release_pages
+from trainer.files.mapped import RowReader, as_array, open_mapped_file, read_chunks, release_pages
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory"

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import trainer
 from tests.support.launched import children, is_running
-from trainer import rank_environment
+from trainer.distributed import environment
+from trainer.distributed.environment import first_host, num_processes, slurm_environment
+from trainer.distributed.launch import own_command
 from trainer.errors import ConfigError, ReportedError
-from trainer.rank_environment import first_host, num_processes, slurm_environment
 
 WAIT = "time.sleep(100)"
 ENDS_WITH_GROUP = "note_joined(); time.sleep(0.3); raise LostRankError('lost')"
@@ -25,7 +27,7 @@ ENDS_WITH_GROUP = "note_joined(); time.sleep(0.3); raise LostRankError('lost')"
 def start(*lines: str, grace: float = 20.0) -> subprocess.Popen[str]:
     """Start the launcher with a process for each line."""
     command = [sys.executable, "-m", "tests.support.fake_rank", *lines, str(grace)]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -42,6 +44,16 @@ def wait_until(ready: Callable[[], bool]) -> None:
     while not ready():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_process_finds_this_package_from_every_folder(tmp_path: Path) -> None:
+    without_site = own_command()
+    without_site[1:1] = ["-S"]
+    without_site[without_site.index("-c") + 1] = (
+        "import sys; sys.path.append(sys.argv[1]); import trainer; print(trainer.__file__)"
+    )
+    package = subprocess.run(without_site, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    assert Path(package) == Path(trainer.__file__)
 
 
 def test_the_failure_that_caused_the_others_is_reported_once() -> None:
@@ -142,7 +154,7 @@ def test_a_signal_to_the_process_group_reaches_the_processes_once() -> None:
     command = [sys.executable, "-m", "tests.support.fake_rank", counts, "20"]
     process = subprocess.Popen(
         command,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -248,15 +260,15 @@ def test_devices_must_be_as_many_as_the_processes(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_process_whose_error_another_one_reports_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_environment, "_is_first_report", None)  # restores it
+    monkeypatch.setattr(environment, "_is_first_report", None)  # restores it
     texts: list[str | None] = []
 
     def is_first(text: str | None) -> bool:
         texts.append(text)
         return False
 
-    rank_environment.report_once_with(is_first)
-    assert rank_environment.is_reported_elsewhere(ReportedError(75))
+    environment.report_once_with(is_first)
+    assert environment.is_reported_elsewhere(ReportedError(75))
     assert texts == [None]
 
 
@@ -266,7 +278,7 @@ def test_the_example_job_of_slurm_is_queued_again_after_a_signal(code: int, tmp_
     (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/requeued\n')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
-    script = Path(__file__).parent.parent / "scripts" / "slurm.sh"
+    script = Path(__file__).parents[2] / "scripts" / "slurm.sh"
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"}
     done = subprocess.run(["bash", script, "run.name=big"], env=variables, check=False)
     assert done.returncode == code
@@ -278,7 +290,7 @@ def test_the_process_that_watches_imports_no_torch(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na b c d,x\n")
     script = (
         "import subprocess, sys\n"
-        "from trainer import launch\n"
+        "from trainer.distributed import launch\n"
         "from trainer.cli import main\n"
         "launch._start = lambda *_: subprocess.Popen([sys.executable, '-c', ''])\n"
         f"assert main(['train', 'data=files', 'data.train={tmp_path}/train.csv', 'devices=2', *sys.argv[1:]]) == 0\n"

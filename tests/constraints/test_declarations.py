@@ -8,9 +8,9 @@ import pytest
 from annotated_types import Ge
 
 from trainer import constraints
-from trainer.annotations import IsDuration, value_problems
 from trainer.constraints import Count
-from trainer.declarations import bindings, find_builtin, meaning, read_annotation, resolve_annotation
+from trainer.constraints.annotations import IsDuration, value_problems
+from trainer.constraints.declarations import bindings, find_builtin, meaning, read_annotation, resolve_annotation
 
 
 class Seed:

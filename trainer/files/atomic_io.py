@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from trainer.errors import CheckpointError, ConfigError, ErrorType, format_error
-from trainer.storage_errors import naming_errors, storage_errors_named
+from trainer.files.storage_errors import naming_errors, storage_errors_named
 
 _TEMPORARY: Final = re.compile(r"\.trainer-[0-9a-f]{16}\.tmp")
 """Names of files and folders that are not complete yet. The process that writes one holds a lock on it."""

@@ -17,8 +17,8 @@ from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_type_hints
 
-from trainer.annotations import METADATA
-from trainer.rules import evaluate
+from trainer.constraints.annotations import METADATA
+from trainer.constraints.rules import evaluate
 
 _MODULES: Final = (
     "typing",
@@ -26,9 +26,9 @@ _MODULES: Final = (
     "collections.abc",
     "annotated_types",
     "dataclasses",
-    "trainer.annotations",
+    "trainer.constraints.annotations",
     "trainer.constraints",
-    "trainer.rules",
+    "trainer.constraints.rules",
 )
 """Modules whose names have a meaning in the source of an annotation."""
 _BUILTINS: Final[dict[str, object]] = {each.__name__: each for each in (int, float, bool, str, list, tuple, dict)}

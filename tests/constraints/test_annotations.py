@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import annotations, constraints
-from trainer.annotations import map_paths, paths_in
-from trainer.declarations import find_builtin, meaning, read_annotation, resolve_annotation
+from trainer import constraints
+from trainer.constraints import annotations
+from trainer.constraints.annotations import map_paths, paths_in
+from trainer.constraints.declarations import find_builtin, meaning, read_annotation, resolve_annotation
 
 NAMES = {**vars(typing), **vars(annotated_types), **vars(constraints), "typing": meaning("typing")}
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from trainer.distributed.ranks import Ranks
 from trainer.errors import ConfigError, format_error
 from trainer.protocols import HasLossHead, HasTagTransitions
-from trainer.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -1,6 +1,7 @@
 """The place of this process among the processes of a job, as the environment describes it.
 
-`trainer.launch`, torchrun and Slurm set the environment. Every command starts with this module: it imports little.
+`trainer.distributed.launch`, torchrun and Slurm set the environment. Every command starts with this module: it imports
+little.
 """
 
 from __future__ import annotations

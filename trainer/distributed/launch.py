@@ -1,7 +1,7 @@
 """Start a process for each device of a job on this machine, pass signals on to them, and end them together.
 
 This process only watches: it imports no torch and has no share of the work. torchrun and Slurm start the processes
-themselves and set the environment that `trainer.rank_environment` reads.
+themselves and set the environment that `trainer.distributed.environment` reads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, Final
 
+from trainer.distributed.environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.errors import MEMORY_REMEDIES, Interrupted, LostRankError, ReportedError, TrainerError, find_user_error
-from trainer.rank_environment import JOINED, LAUNCH_FOLDER, LISTEN_FD, NCCL, RUN_FOLDER, write_note
 from trainer.signals import (
     STOP_SIGNALS,
     announce_stop,
@@ -177,7 +177,7 @@ def _environment(size: int) -> dict[str, str]:
 
 def own_command(*arguments: str) -> list[str]:
     """Return the command of a process that runs this package with these arguments."""
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     return [sys.executable, "-P", "-c", _BOOTSTRAP, package, *arguments]
 
 

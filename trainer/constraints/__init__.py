@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
-from trainer.annotations import (
+from trainer.constraints.annotations import (
     AllowInfinity,
     IsDuration,
     IsTime,
@@ -28,9 +28,9 @@ from trainer.annotations import (
     is_constrained,
     value_problems,
 )
-from trainer.declarations import resolve_annotation
+from trainer.constraints.declarations import resolve_annotation
+from trainer.constraints.rules import Rule, broken_rules
 from trainer.errors import raise_if_any
-from trainer.rules import Rule, broken_rules
 
 __all__ = ["AllowInfinity", "Note", "PathTo", "Rule", "validated"]
 
