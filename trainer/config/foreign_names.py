@@ -396,7 +396,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     _nothing("ignore_data_skip", "Leave it out: a resumed run goes on at its place in the data"),
     _nothing(
         "push_to_hub hub_model_id hub_token hub_strategy",
-        "Nothing is sent to the hub; upload the folder model of the run",
+        "Leave it out: training sends nothing to the hub; afterwards run trainer push to=owner/name",
     ),
     # Devices and numbers
     _switch("fp16 half use_fp16 amp use_amp mixed_precision", "precision=fp16", "precision=fp32"),
