@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -427,36 +429,115 @@ CELLS: tuple[object, ...] = (
 """Cells that two readers may understand differently."""
 
 
-def test_tables_are_read_alike(tmp_path: Path) -> None:
-    names = ("size", "town", "member", "flag")
-    lines = ["\t".join([*names, "label"])]
+@pytest.fixture(scope="module")
+def table_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a table of numbers, texts and booleans."""
+    folder = tmp_path_factory.mktemp("table")
+    lines = ["\t".join([*TABLE, "label"])]
     for number in range(80):
         town = ("Bern", "'Ulm'", "NA", "")[number % 4]
         lines.append(f"{number * number / 7:.3f}\t{town}\t{number % 3 > 0}\t{number % 5 % 2}.5\t{'ab'[number % 2]}")
-    plain: dict[str, object] = {"size": 170, "town": "Bern", "member": "True", "flag": 1.5}
-    objects = [plain | {name: cell} for name in names for cell in CELLS]
-    texts = [[str(each[name]) for name in names] for each in objects if "\ud800" not in each.values()]
+    (folder / "train.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    files = ["data=files", f"data.train={folder}/train.csv", f"data.cache_dir={folder}/cache", r"data.separator=\t"]
+    job = ["task=tabular_classification", *files, 'data.quote="\'"', "model=mlp", "model.hidden=[8]", *QUIET]
+    with working_in(folder):
+        assert main(["train", *job, "export.formats=[onnx]", f"run.dir={folder}/run"]) == 0
+    return folder / "run"
+
+
+TABLE = {"size": 170, "town": "Bern", "member": "True", "flag": 1.5}
+"""A row of the table, without its label."""
+
+
+def test_tables_are_read_alike(table_run: Path, tmp_path: Path) -> None:
+    objects = [TABLE | {name: cell} for name in TABLE for cell in CELLS]
+    texts = [[str(each[name]) for name in TABLE] for each in objects if "\ud800" not in each.values()]
     broken = ["1\tBern", '1\t"Bern"\tTrue\t1', "", "1\tBern\tTrue\t1\t2"]
-    rows = ["\t".join(names[::-1]), *("\t".join(cells[::-1]) for cells in texts), *broken]
+    rows = ["\t".join([*TABLE][::-1]), *("\t".join(cells[::-1]) for cells in texts), *broken]
     (tmp_path / "unix.csv").write_text("\n".join(rows), "utf-8")
     (tmp_path / "windows.csv").write_text("\ufeff" + "\r\n".join(rows) + "\r\n", "utf-8", newline="")
     (tmp_path / "latin.csv").write_bytes("\n".join([*rows[:40], "1\tTrue\tSao Tom\xe9\t1"]).encode("latin-1", "ignore"))
     (tmp_path / "rows.jsonl").write_text("\n".join(["{", "[]", "{}", *map(json.dumps, objects)]), "utf-8")
-    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    files = ["data=files", f"data.train={tmp_path}/train.csv", f"data.cache_dir={tmp_path}/cache", r"data.separator=\t"]
-    job = ["task=tabular_classification", *files, 'data.quote="\'"', "model=mlp", "model.hidden=[8]", *QUIET]
-    export = ["export.formats=[onnx]", f"run.dir={tmp_path}/run"]
     with working_in(tmp_path):
-        assert main(["train", *job, *export]) == 0
         for name in ("unix.csv", "windows.csv", "latin.csv", "rows.jsonl"):
-            assert main(["predict", "run=run", f"input={name}", "output=want.jsonl", "keep=[row]", "device=cpu"]) == 6
-            result = run_script(tmp_path / "run/export", "--keep", "row", name)
+            predict = ["predict", f"run={table_run}", f"input={name}", "output=want.jsonl", "keep=[row]", "device=cpu"]
+            assert main(predict) == 6
+            result = run_script(table_run / "export", "--keep", "row", name)
             want = [json.loads(line) for line in Path("want.jsonl").read_text("utf-8").splitlines()]
             got = [json.loads(line) for line in result.stdout.splitlines()]
             Path("want.jsonl").unlink()
             for ours, theirs in zip(got, want, strict=True):
                 assert list(ours) == list(theirs), (ours, theirs)
                 assert_close(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def ask(table_run: Path) -> Iterator[Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]]:
+    """Returns the status and the document that a server of the table answers a request with."""
+    model = ServedModel(table_run / "export")
+    batcher, quick = Batcher(model.answer, 2, 1000), LoopBatcher(model.answer, 2)
+    service = Service(model, batcher, Limits(6, 10**5, 60.0), "1", quick=quick, quick_rows=3)
+    with TestClient(service.app()) as client:
+
+        def ask(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+            response = client.post(
+                "/predict", content=json.dumps(request), headers={"Content-Type": "application/json"}
+            )
+            return response.status_code, response.json()
+
+        yield ask
+    batcher.close()
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 3))
+def test_columns_are_answered_as_rows(
+    ask: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]], data: st.DataObject, count: int, top: int
+) -> None:
+    sent = [cell for cell in CELLS if json.dumps(cell) not in ("NaN", "Infinity", '"\\ud800"')]
+    numbers = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**70), 2**70), st.booleans())
+    cells = st.one_of(numbers, st.none(), st.sampled_from(sent))
+    kinds = st.sampled_from([numbers, st.floats(-300, 300), st.none() | st.floats(-300, 300), cells])
+    columns = {
+        name: data.draw(kinds.flatmap(lambda kind: st.lists(kind, min_size=count, max_size=count)), label=name)
+        for name in data.draw(st.permutations(["size", "town", "member", "flag", "more"]).map(lambda each: each[:5]))
+    }
+    if data.draw(st.integers(0, 9)) == 0:
+        del columns["flag"]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (status, want), (own_status, got) = ask({"rows": rows, "top": top}), ask({"columns": columns, "top": top})
+    assert own_status == status
+    if status == 400:
+        assert "which is out of range" in got["error"]
+        assert "which is out of range" in want["error"]
+        return
+    assert got.get("error") == want.get("error")
+    names = {name for answer in want["answers"] for name in answer}
+    assert got["answers"] == {name: [answer.get(name) for answer in want["answers"]] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "status", "problem"),
+    [
+        ({"columns": {}}, 400, "columns: is empty. Send at least one row."),
+        ({"columns": {"size": []}}, 400, "columns: is empty"),
+        ({"columns": [1]}, 400, "columns: must be an object, got [1]. Expected {"),
+        ({"columns": {"size": 1}}, 400, "columns.size: must be a list, got 1. Expected {"),
+        ({"columns": {"size": [1, 2], "town": ["a"]}}, 400, "columns: 'size' has 2 and 'town' has 1. Send a cell"),
+        ({"columns": {"size": [1]}, "rows": [{}]}, 400, "rows, columns: both are there. Send one of them."),
+        ({"columns": {"size": [1]}, "k": 1}, 400, "unknown field 'k'. Known: rows, columns, top."),
+        ({"columns": {"size": [1] * 7}}, 413, "rows: at most 6 per request (max_rows), got 7"),
+        ({"columns": {"size": [1, 2]}}, 422, "rows[0]: has no column 'town', 'member', 'flag'. It has 'size'"),
+    ],
+)
+def test_columns_that_cannot_be_answered_say_why(
+    ask: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]],
+    request_fields: dict[str, Any],
+    status: int,
+    problem: str,
+) -> None:
+    got, document = ask(request_fields)
+    assert got == status
+    assert problem in document["error"]
 
 
 def assert_served(export: Path, rows_file: Path, want: list[dict[str, Any]]) -> None:
@@ -481,6 +562,7 @@ def assert_served(export: Path, rows_file: Path, want: list[dict[str, Any]]) -> 
         usable = [place for place, row in enumerate(rows) if row is not None and not has_nan(row)]
         response = client.post("/predict", json={"rows": [rows[place] for place in usable], "top": 2})
         got = response.json()["answers"]
+        assert_columns_answered(client, [rows[place] for place in usable], got)
         assert client.get("/openapi.json").status_code == 200
     batcher.close()
     expected_answers = [want[place] for place in usable]
@@ -488,6 +570,20 @@ def assert_served(export: Path, rows_file: Path, want: list[dict[str, Any]]) -> 
     for ours, theirs in zip(got, expected_answers, strict=True):
         if "error" not in theirs:
             assert_close(ours, theirs)
+
+
+def assert_columns_answered(client: TestClient, rows: list[Any], want: list[dict[str, Any]]) -> None:
+    """Check that the rows with all columns are answered in columns as they are one by one."""
+    names = max((row.keys() for row in rows if isinstance(row, dict)), key=len)
+    kept = [place for place, row in enumerate(rows) if isinstance(row, dict) and row.keys() == names]
+    columns = {name: [rows[place][name] for place in kept] for name in names}
+    answers = client.post("/predict", json={"columns": columns, "top": 2}).json()["answers"]
+    for place, each in enumerate(kept):
+        got = {name: cells[place] for name, cells in answers.items() if cells[place] is not None}
+        if "error" in want[each]:
+            assert got == want[each]
+        else:
+            assert_close(got, {name: value for name, value in want[each].items() if value is not None})
 
 
 def has_nan(row: object) -> bool:

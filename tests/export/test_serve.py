@@ -31,6 +31,7 @@ from trainer.export.bundle.predict import Row
 from trainer.serve.app import Limits, Service
 from trainer.serve.batcher import LARGEST_BATCH, Batcher, LoopBatcher, QueueFullError
 from trainer.serve.body import Decode, RequestError, decode_strictly, parse_body
+from trainer.serve.columns import Columns
 from trainer.serve.model import TOKENS_PER_CALL, ServedModel, count_characters, split_by_length
 from trainer.serve.openapi import openapi
 from trainer.serve.reference import render
@@ -168,6 +169,7 @@ LOOSE = st.recursive(
 )
 BODIES = st.one_of(
     st.fixed_dictionaries({"rows": st.lists(LOOSE, max_size=4)}, optional={"top": LOOSE, "k": LOOSE}),
+    st.fixed_dictionaries({"columns": st.dictionaries(st.text(max_size=2), st.lists(LOOSE, max_size=4) | LOOSE)}),
     LOOSE,
 ).map(json.dumps)
 
@@ -175,6 +177,9 @@ BODIES = st.one_of(
 @settings(max_examples=40)
 @given(st.one_of(BODIES, st.tuples(BODIES, st.integers(0, 20)).map(lambda pair: pair[0][: -pair[1] or None])))
 @example('{"rows": [{"a": 1, "a": 2}]}')
+@example('{"columns": {"a": [1], "a": [2]}}')
+@example('{"columns": {"a": [1, 18446744073709551616], "b": [1e999, null]}}')
+@example('{"rows": [":", {"a" : "\\":"}]}')
 @example('{"rows": [{"a": 1e999}, {"a": "\\ud800"}]}')
 @example('{"rows": [' + "[" * 99 + "]" * 99 + "]}")
 @example('{"rows": [{"a": [' + "{}," * 30 + '{"b": 18446744073709551616}]}]}')
@@ -192,7 +197,8 @@ def test_a_strict_parser_gives_and_refuses_the_same(text: str) -> None:
 
     def outcome(own: Decode | None) -> object:
         try:
-            return json.dumps(parse_body(text.encode("utf-8", "surrogatepass"), 3, own))
+            items, top = parse_body(text.encode("utf-8", "surrogatepass"), 3, own)
+            return json.dumps((items.rows() if isinstance(items, Columns) else items, top))
         except RequestError as error:
             return error.status, str(error)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from trainer.errors import TrainerError
 from trainer.export.bundle.predict import Row
 from trainer.serve.batcher import Batcher, LoopBatcher, QueueFullError
 from trainer.serve.body import RequestError, cut, decode_strictly, format_answer, parse_body
+from trainer.serve.columns import Columns, to_columns
 from trainer.serve.metrics import RequestMetrics
 from trainer.serve.model import ServedModel
 from trainer.serve.openapi import openapi
@@ -57,6 +58,22 @@ class Limits:
     max_bytes: int
     timeout: float
     max_characters: int = 100_000
+
+
+class _Question(NamedTuple):
+    """The rows of a request.
+
+    Attributes:
+        rows: The rows, None for a broken one.
+        errors: The reason of each broken row.
+        top: Number of answers to show of a row.
+        in_columns: The answers are sent in columns, as the rows were.
+    """
+
+    rows: list[Row | None] | Columns
+    errors: list[str]
+    top: int
+    in_columns: bool
 
 
 class Service:
@@ -163,7 +180,7 @@ class Service:
     async def _predict(self, request: Request) -> Response:
         started = monotonic()
         try:
-            answers = await self._answer(request)
+            answers, in_columns = await self._answer(request)
         except RequestError as error:
             self._metrics.count(error.status, monotonic() - started)
             return _refusal(error.status, str(error), **error.headers)
@@ -173,23 +190,31 @@ class Service:
         broken = sum("error" in answer for answer in answers)
         status = 422 if broken == len(answers) else 200
         self._metrics.count(status, monotonic() - started, len(answers), broken)
+        shown = to_columns(answers) if in_columns else answers
         if status == 200:
-            return _json({"answers": answers})
-        return _json({"error": f"rows[0]: {answers[0]['error']}", "answers": answers}, status)
+            return _json({"answers": shown})
+        return _json({"error": f"rows[0]: {answers[0]['error']}", "answers": shown}, status)
 
-    async def _answer(self, request: Request) -> list[Row]:
+    async def _answer(self, request: Request) -> tuple[list[Row], bool]:
+        """Return the answer of each row, and whether they are sent in columns."""
         body = await self._read_body(request)
-        rows, errors, top = (
+        rows, errors, top, in_columns = (
             self._read_rows(body) if len(body) < _LARGE_BODY else await asyncio.to_thread(self._read_rows, body)
         )
+        if isinstance(rows, Columns):
+            return await self._wait_for(rows, top), True
         usable = [row for row in rows if row is not None]
         answers = iter(await self._wait_for(usable, top) if usable else [])
         reasons = iter(errors)
-        return [{"error": next(reasons)} if row is None else next(answers) for row in rows]
+        return [{"error": next(reasons)} if row is None else next(answers) for row in rows], in_columns
 
-    def _read_rows(self, body: bytes) -> tuple[list[Row | None], list[str], int]:
-        """Return the rows of a request, None for a broken one; the reason of each broken row; and `top`."""
+    def _read_rows(self, body: bytes) -> _Question:
         items, top = parse_body(body, self._limits.max_rows)
+        in_columns = isinstance(items, Columns)
+        if isinstance(items, Columns):
+            if self._model.rows == "tables":
+                return _Question(items, [], top, True)
+            items = items.rows()
         rows: list[Row | None] = []
         errors: list[str] = []
         for item in items:
@@ -198,7 +223,7 @@ class Service:
             except Exception as error:  # a broken row can raise anything
                 rows.append(None)
                 errors.append(cut(self._model.reason_of(error)))
-        return rows, errors, top
+        return _Question(rows, errors, top, in_columns)
 
     def _parse(self, item: object) -> Row:
         row, largest = self._model.parse(item), self._limits.max_characters
@@ -206,7 +231,7 @@ class Service:
             raise ValueError(f"has {characters} characters, more than {largest} (max_characters). Send a part of it")
         return row
 
-    async def _wait_for(self, rows: list[Row], top: int) -> list[Row]:
+    async def _wait_for(self, rows: list[Row] | Columns, top: int) -> list[Row]:
         try:
             # More answers of a row take longer: with 1,000 classes, all of them 60 times as long as the first.
             if self._quick is not None and top == 1 and len(rows) <= self._quick_rows:

@@ -12,12 +12,14 @@ from threading import Condition, Thread
 from typing import NamedTuple
 
 from trainer.export.bundle.predict import Row
+from trainer.serve.columns import Columns
 
 LARGEST_BATCH = 100_000
 """Characters of the rows of a batch together, unless it is a single row. Other batches wait for the tokenizer while one
 is encoded, so this limits how long."""
 
-Answer = Callable[[list[Row], int], list[Row]]
+Rows = list[Row] | Columns
+Answer = Callable[[Rows, int], list[Row]]
 Length = Callable[[Row], int]
 
 
@@ -36,7 +38,7 @@ class _Answers(Future[list[Row]]):
 
 
 class _Request(NamedTuple):
-    rows: list[Row]
+    rows: Rows
     top: int
     future: _Answers | asyncio.Future[list[Row]]
 
@@ -45,9 +47,14 @@ class _Request(NamedTuple):
         """Whether the client has given up waiting for the answers."""
         return isinstance(self.future, _Answers) and self.future.is_abandoned
 
+    def fits_behind(self, first: _Request, room: int) -> bool:
+        """Return whether a batch may contain another request and, in its last `room` rows, this one."""
+        is_listed = isinstance(self.rows, list) and isinstance(first.rows, list)
+        return is_listed and self.top == first.top and len(self.rows) <= room
+
     def set_result(self, answers: Iterator[Row]) -> None:
         """Take the next answers as its own, unless the client no longer waits."""
-        own = [next(answers) for _ in self.rows]
+        own = [next(answers) for _ in range(len(self.rows))]
         if not self.future.done():
             self.future.set_result(own)
 
@@ -76,9 +83,7 @@ class Batches:
         """Remove a request and those behind it that fit into its batch, if there is one; return them."""
         taken: list[_Request] = []
         count = 0
-        while requests and (
-            not taken or (requests[0].top == taken[0].top and count + len(requests[0].rows) <= self._batch_size)
-        ):
+        while requests and (not taken or requests[0].fits_behind(taken[0], self._batch_size - count)):
             count += len(requests[0].rows)
             taken.append(requests.popleft())
         return taken
@@ -94,13 +99,26 @@ class Batches:
                 request.set_exception(error)
 
     def _answer_rows(self, requests: list[_Request]) -> list[Row]:
-        rows, top = [row for request in requests for row in request.rows], requests[0].top
+        top = requests[0].top
+        if isinstance(columns := requests[0].rows, Columns):
+            return self._answer_columns(columns, requests[0])
+        rows = [row for request in requests if isinstance(request.rows, list) for row in request.rows]
         answers: list[Row] = [{}] * len(rows)
         for places in self._divide(rows):
             if all(request.is_abandoned for request in requests):
                 break
             for place, answer in zip(places, self._answer([rows[place] for place in places], top), strict=True):
                 answers[place] = answer
+            self.count += 1
+        return answers
+
+    def _answer_columns(self, columns: Columns, request: _Request) -> list[Row]:
+        answers: list[Row] = []
+        for start in range(0, len(columns), self._batch_size):
+            if request.is_abandoned:
+                break
+            end = min(start + self._batch_size, len(columns))
+            answers += self._answer(columns.between(start, end), request.top)
             self.count += 1
         return answers
 
@@ -152,7 +170,7 @@ class Batcher:
         """The number of batches so far."""
         return self._batches.count
 
-    def submit(self, rows: list[Row], top: int) -> Future[list[Row]]:
+    def submit(self, rows: Rows, top: int) -> Future[list[Row]]:
         """Return the future answers of a request. If it is cancelled, no further batch of them is computed.
 
         Raises:
@@ -209,7 +227,7 @@ class LoopBatcher:
         """The number of batches so far."""
         return self._batches.count
 
-    def submit(self, rows: list[Row], top: int) -> asyncio.Future[list[Row]]:
+    def submit(self, rows: Rows, top: int) -> asyncio.Future[list[Row]]:
         """Return the future answers of a request."""
         loop = asyncio.get_running_loop()
         if not self._requests:

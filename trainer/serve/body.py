@@ -6,12 +6,14 @@ msgspec parses and writes several times as fast as Python's json, which does the
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 from typing import Any
 
+from trainer.serve.columns import Columns, read_cells
 from trainer.serve.openapi import STATUSES
 from trainer.shapes import DocumentError, check_shape, check_values, load_json, to_json
 
@@ -24,6 +26,9 @@ _LARGEST_INTEGER = 2**64
 _SHOWN_CHARACTERS = 300
 _PLAIN_TYPES = frozenset({float, int, str, bool, type(None)})
 """Types of cells that a strict parser has checked, except for the size of integers."""
+_EXPECTED = 'Expected {"rows": [...], "top": 1}, or "columns": {"NAME": [...]} in the place of "rows".'
+_FIELDS = ("rows", "columns", "top")
+_KEY_ENDS = re.compile(rb'"[ \t\n\r]*:')
 
 decode_strictly: Decode | None = msgspec_json and msgspec_json.Decoder().decode
 """Parses JSON and refuses NaN, infinity and half characters; None if msgspec is not installed."""
@@ -38,7 +43,7 @@ class RequestError(Exception):
         self.status, self.headers = status, headers
 
 
-def parse_body(body: bytes, max_rows: int, decode: Decode | None = decode_strictly) -> tuple[list[Any], int]:
+def parse_body(body: bytes, max_rows: int, decode: Decode | None = decode_strictly) -> tuple[list[Any] | Columns, int]:
     """Return the rows of a request, and `top`.
 
     Args:
@@ -51,24 +56,33 @@ def parse_body(body: bytes, max_rows: int, decode: Decode | None = decode_strict
     """
     try:
         document, is_strict = _load(body, decode)
-        check_shape(document, {"rows": [object], "top?": int})
-        if len(document["rows"]) > max_rows:
-            problem = f"rows: at most {max_rows} per request (max_rows), got {len(document['rows'])}."
+        has_columns = isinstance(document, dict) and "columns" in document
+        check_shape(document, {"columns" if has_columns else "rows": {} if has_columns else [object], "top?": int})
+        if has_columns:
+            _check_columns(document)
+        count = _count_columns(document["columns"]) if has_columns else len(document["rows"])
+        if count > max_rows:
+            problem = f"rows: at most {max_rows} per request (max_rows), got {count}."
             raise RequestError(413, f"{problem} Send several requests.")
-        if not (is_strict and _are_plain(document["rows"])):
+        items = (
+            Columns({name: read_cells(cells) for name, cells in document["columns"].items()}, count)
+            if has_columns
+            else document["rows"]
+        )
+        if not (is_strict and _are_plain(items)):
             check_values(document, finite=True)
     except DocumentError as error:
-        raise RequestError(400, f'{error}. Expected {{"rows": [...], "top": 1}}.') from None
-    if unknown := document.keys() - {"rows", "top"}:
-        raise RequestError(400, f"unknown field {cut(min(unknown))!r}. Known: rows, top.")
+        raise RequestError(400, f"{error}. {_EXPECTED}") from None
+    if unknown := document.keys() - set(_FIELDS):
+        raise RequestError(400, f"unknown field {cut(min(unknown))!r}. Known: {', '.join(_FIELDS)}.")
     if repeated := _find_repeated(body, document):
         raise RequestError(400, f"the field {cut(repeated)!r} appears twice in an object. Send it once.")
-    rows, top = document["rows"], document.get("top", 1)
-    if not rows:
-        raise RequestError(400, "rows: is empty. Send at least one row.")
+    top = document.get("top", 1)
+    if not count:
+        raise RequestError(400, f"{'columns' if has_columns else 'rows'}: is empty. Send at least one row.")
     if top < 1:
         raise RequestError(400, f"top: must be at least 1, got {top}.")
-    return rows, top
+    return items, top
 
 
 def format_answer(document: dict[str, Any]) -> bytes:
@@ -97,25 +111,55 @@ def _load(body: bytes, decode: Decode | None) -> tuple[Any, bool]:
     return load_json(body), False
 
 
-def _are_plain(rows: list[Any]) -> bool:
+def _check_columns(document: dict[str, Any]) -> None:
+    """Check that a request has columns and no rows, and that each column is a list.
+
+    Raises:
+        DocumentError: A column is not a list.
+        RequestError: There are rows, too.
+    """
+    columns = document["columns"]
+    if "rows" in document:
+        raise RequestError(400, "rows, columns: both are there. Send one of them.")
+    if any(type(cells) is not list for cells in columns.values()):
+        check_shape(document, {"columns": {str: [object]}})
+
+
+def _count_columns(columns: dict[str, list[Any]]) -> int:
+    """Return the number of rows in columns.
+
+    Raises:
+        RequestError: The columns differ in it.
+    """
+    counts = {len(cells): name for name, cells in columns.items()}
+    if len(counts) > 1:
+        (count, name), (other_count, other), *_ = counts.items()
+        problem = f"{cut(name)!r} has {count} and {cut(other)!r} has {other_count}"
+        raise RequestError(400, f"columns: {problem}. Send a cell of each row in every column, null for none.")
+    return next(iter(counts), 0)
+
+
+def _are_plain(items: list[Any] | Columns) -> bool:
     """Return whether rows that a strict parser has read need no further check: texts, or flat without huge integers."""
-    kinds = set(map(type, rows))
-    if kinds != {dict}:
-        return kinds == {str}
-    kinds = set(map(type, _cells(rows)))
+    if isinstance(items, Columns):
+        lists = [cells for cells in items.cells.values() if isinstance(cells, list)]
+    elif set(map(type, items)) == {dict}:
+        lists = [row.values() for row in items]
+    else:
+        lists = [items]
+    kinds = set(map(type, chain.from_iterable(lists)))
     return kinds <= _PLAIN_TYPES and (
-        int not in kinds or all(abs(cell) < _LARGEST_INTEGER for cell in _cells(rows) if type(cell) is int)
+        int not in kinds
+        or all(abs(cell) < _LARGEST_INTEGER for cell in chain.from_iterable(lists) if type(cell) is int)
     )
-
-
-def _cells(rows: list[dict[str, Any]]) -> Iterator[Any]:
-    return chain.from_iterable(map(dict.values, rows))
 
 
 def _find_repeated(body: bytes, document: dict[str, Any]) -> str | None:
     """Return a key that an object of the body has several times; a parser keeps the last of its values."""
-    keys = len(document) + sum(len(row) for row in document["rows"] if isinstance(row, dict))
-    if body.count(b":") == keys:  # each key has a colon, so this says for most bodies of numbers that none is repeated
+    rows = document["rows"] if "rows" in document else [document["columns"]]
+    keys = len(document) + sum(len(row) for row in rows if isinstance(row, dict))
+    # Each key ends with a quote and a colon, so as many of them as keys say for most bodies that no key is repeated.
+    if body.count(b":") == keys or len(_KEY_ENDS.findall(body)) == keys:
         return None
     repeated: list[str] = []
 

@@ -19,6 +19,7 @@ from trainer import shapes
 from trainer.errors import CheckpointError, ConfigError, ProofError, format_error
 from trainer.export.bundle.predict import Folder, Inputs, Predictor, Row, allowed_difference, find_models
 from trainer.layout import EXPORT_MANIFEST, GOLDEN_ROWS, PREDICT_SCRIPT, TASK
+from trainer.serve.columns import Columns
 
 _MODULES = Path(__file__).parent.parent / "export/bundle"
 _MAX_CATEGORIES = 200
@@ -133,11 +134,18 @@ class ServedModel:
         row = self._pick(item, self._columns)
         return {**row, "image": decode_image(row["image"])} if self.rows == "images" else row
 
-    def answer(self, rows: list[Row], top: int) -> list[Row]:
-        """Return an answer for each row, {"error": ...} for a row that is broken.
+    def answer(self, rows: list[Row] | Columns, top: int) -> list[Row]:
+        """Return an answer for each row, {"error": ...} for a row that is broken. Only tables have columns.
 
         Several threads may call this: one encodes its rows while the model computes the outputs of the other.
         """
+        if isinstance(rows, Columns):
+            try:
+                with self._encoding:
+                    inputs = self._predictor.reader.encode_columns(rows.cells)
+            except Exception:  # then a row is broken; row by row, each gets its reason
+                return self.answer(rows.rows(), top)
+            return self._answer_inputs(inputs, [{}] * len(rows), top)  # answers of tables repeat nothing of their rows
         try:
             with self._encoding:
                 inputs = self._predictor.reader.encode(rows)
@@ -146,6 +154,9 @@ class ServedModel:
                 return [{"error": self.reason_of(error)}]
             half = len(rows) // 2
             return self.answer(rows[:half], top) + self.answer(rows[half:], top)
+        return self._answer_inputs(inputs, rows, top)
+
+    def _answer_inputs(self, inputs: Inputs, rows: list[Row], top: int) -> list[Row]:
         answers: list[Row] = [{}] * len(rows)
         for places, part in split_by_length(inputs):
             with self._computing:

@@ -64,12 +64,19 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
         max_rows: Largest number of rows of a request.
     """
     answer = {"type": "object", "properties": {**_ANSWERS[model["answers"]], "error": {"type": "string"}}}
+    cells = _cell_schemas(model)
     request = {
         "type": "object",
-        "required": ["rows"],
+        "oneOf": [{"required": ["rows"]}, {"required": ["columns"]}],
         "additionalProperties": False,
         "properties": {
-            "rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _row_schema(model)},
+            "rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _row_schema(model, cells)},
+            "columns": {
+                "type": "object",
+                "description": "in the place of rows: a list of the cells of each column, in the order of the rows",
+                "required": list(cells),
+                "additionalProperties": {"type": "array", "minItems": 1, "maxItems": max_rows},
+            },
             "top": {
                 "type": "integer",
                 "minimum": 1,
@@ -78,14 +85,20 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
             },
         },
     }
-    answers = {"type": "object", "properties": {"answers": {"type": "array", "items": answer}}}
+    shown = {
+        "description": "an answer for each row; if the request has columns: a list of each field, null where an answer "
+        "has no such field",
+        "oneOf": [{"type": "array", "items": answer}, {"type": "object", "additionalProperties": {"type": "array"}}],
+    }
+    answers = {"type": "object", "properties": {"answers": shown}}
     example = model["example"]
     answered = _response(STATUSES[200], answers)
     if example:
         answered["content"]["application/json"]["example"] = {"answers": example["answers"]}
     predict = {
         "summary": "Answer rows.",
-        "description": 'A row that cannot be used has {"error": ...} in its place; the others are answered.',
+        "description": 'A row that cannot be used has {"error": ...} in its place; the others are answered.'
+        ' Many rows of a table take less time in "columns": the answers are the same, in columns too.',
         "requestBody": {
             "required": True,
             "content": {
@@ -106,19 +119,23 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
     }
 
 
-def _row_schema(model: Mapping[str, Any]) -> dict[str, Any]:
+def _cell_schemas(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the schema of a cell of each column."""
     kinds: dict[str, dict[str, Any]] = {
         "text": {"type": ["string", "number"]},
         "words": {"type": ["array", "string"], "items": {"type": "string"}},
         "image": {"type": "string", "contentEncoding": "base64"},
         "number": {"type": ["number", "string", "boolean", "null"]},
     }
-    columns = {
+    return {
         column["name"]: kinds.get(column["kind"], {"type": ["string", "number", "boolean", "null"]})
         | ({"examples": column["categories"]} if column.get("categories") else {})
         for column in model["columns"]
     }
-    row: dict[str, Any] = {"type": "object", "required": list(columns), "properties": columns}
+
+
+def _row_schema(model: Mapping[str, Any], cells: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"type": "object", "required": list(cells), "properties": dict(cells)}
     return row if model["rows"] == "tables" else {"oneOf": [{"type": "string"}, row]}
 
 

@@ -91,7 +91,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _fields(schema: Mapping[str, Any], name: str, *, required: bool) -> Iterator[tuple[str, str, str]]:
     """Yield the name, the type and a note of a field and of those inside of it: `rows[].text`."""
-    choices = schema.get("oneOf", [schema])
+    choices = [each for each in schema.get("oneOf", ()) if "type" in each] or [schema]
     kinds = [kind for choice in choices for kind in _listed(choice.get("type", "any"))]
     yield name, " or ".join(kinds), "; ".join(_notes(schema, required))
     for choice in choices:

@@ -43,6 +43,17 @@ class Tables:
             raise ValueError(
                 f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, row)) or 'none'}"
             ) from None
+        return self._join(cells)
+
+    def encode_columns(self, columns: dict[str, Any]) -> Inputs:
+        """Return the inputs for rows in columns: a list or an array of numbers (NaN is missing) by name.
+
+        Raises:
+            KeyError: A column is missing.
+        """
+        return self._join([block.gather([columns[name] for name in block.names]) for block in self.blocks])
+
+    def _join(self, cells: list[Any]) -> Inputs:
         features = [block.encode(each) for block, each in zip(self.blocks, cells, strict=True)]
         return {"features": features[0] if len(features) == 1 else np.concatenate(features, axis=1)}
 
@@ -75,7 +86,13 @@ class Numbers:
         """Return the cells of rows."""
         return [*map(self._pick, rows)] if len(self.names) > 1 else [(self._pick(row),) for row in rows]
 
-    def encode(self, cells: list[Any]) -> np.ndarray:
+    def gather(self, columns: list[Any]) -> Any:
+        """Return the cells of rows, given columns."""
+        if all(isinstance(cells, np.ndarray) for cells in columns):
+            return np.stack(columns, axis=1)
+        return [*zip(*columns, strict=True)]
+
+    def encode(self, cells: Any) -> np.ndarray:
         """Return the features of rows of cells."""
         standardized = (self.read(cells) - self.mean) / self.std
         missing = np.isnan(standardized)
@@ -88,11 +105,13 @@ class Numbers:
         features: np.ndarray = standardized.astype(np.float32)
         return features
 
-    def read(self, cells: list[Any]) -> np.ndarray:
+    def read(self, cells: Any) -> np.ndarray:
         """Return the numbers of rows of cells, NaN for missing cells."""
         try:
             values = np.array(cells)
-        except ValueError:  # a cell is a list
+            if values.dtype.kind == "O" and PLAIN.issuperset(map(type, values.flat)):
+                values = values.astype(np.float64)
+        except (ValueError, OverflowError):  # a cell is a list or a huge integer
             values = np.array(None)
         if values.ndim != 2 or values.dtype.kind not in "bif":  # a cell is no number
             values = np.array([[*map(number, self.names, row)] for row in cells])
@@ -114,9 +133,18 @@ class Categories:
         (name,) = self.names
         return [row[name] for row in rows]
 
-    def encode(self, cells: list[Any]) -> np.ndarray:
+    def gather(self, columns: list[Any]) -> Any:
+        """Return the cell of each row, given the column."""
+        (cells,) = columns
+        return cells.tolist() if isinstance(cells, np.ndarray) else cells
+
+    def encode(self, cells: Any) -> np.ndarray:
         """Return the features of cells."""
-        features: np.ndarray = self.features[[self.slot(cell) for cell in cells]]
+        try:
+            slots = {cell: self.slot(cell) for cell in {*cells}}  # equal cells, such as 1 and 1.0, are one category
+        except TypeError:  # a cell is a list
+            slots = {}
+        features: np.ndarray = self.features[[slots[cell] if slots else self.slot(cell) for cell in cells]]
         return features
 
     def slot(self, cell: object) -> int:
@@ -130,6 +158,8 @@ class Categories:
 
 READERS = {"tables": Tables}
 LARGEST = float(np.finfo(np.float32).max)
+PLAIN = frozenset({float, int, bool, type(None)})
+"""Types of cells that are numbers or missing."""
 BOOLEANS = {"true": 1, "false": 0, "1": 1, "0": 0}
 
 
