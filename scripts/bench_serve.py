@@ -9,6 +9,10 @@ would do, without HTTP, and with the same code that encodes rows and makes answe
   together, as the server does, so texts are padded alike.
 * `runtime, JSON`: the same from the bytes of a request to those of a response, parsed and checked as the server does.
 * `runtime, padded`: without the grouping by length.
+* `runtime columns`, for tables: a batch is an array for each column, which is how a script that is fast has it.
+* `runtime columns, JSON`: from the bytes of a request in columns to those of a response.
+
+`server columns` are requests in columns. All ratios are to `runtime`, the loop over rows.
 
 `empty` is `GET /health` on the same server: the cost of HTTP itself in uvicorn, which is the least that any request
 costs. So `HTTP + JSON` is the bound of a server of one core: the time of an empty request and of the loop `JSON`
@@ -44,6 +48,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnxruntime
 from sklearn.datasets import load_breast_cancer
 
@@ -51,6 +56,7 @@ from trainer.cli import main as trainer
 from trainer.data.stdlib import docstrings
 from trainer.export.bundle.predict import Predictor
 from trainer.serve.body import format_answer, parse_body
+from trainer.serve.columns import Columns, to_columns
 from trainer.serve.model import ServedModel
 
 SMALL = ("debug=smoke", "device=cpu", "logger.console=none", "export.formats=[onnx]")
@@ -89,15 +95,20 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def bodies(rows: list[Any], size: int) -> list[bytes]:
-    """Return the bodies of requests of `size` rows."""
-    return [json.dumps({"rows": rows[start : start + size]}).encode() for start in range(0, NUM_ROWS, size)]
+def bodies(batches: list[Any], form: str) -> list[bytes]:
+    """Return the bodies of requests in rows or columns."""
+    return [json.dumps({form: batch}).encode() for batch in batches]
 
 
-def predictions(rows: list[Any], size: int) -> list[bytes]:
-    """Return requests of `size` rows."""
+def predictions(batches: list[Any], form: str) -> list[bytes]:
+    """Return requests in rows or columns."""
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    return [head % len(body) + body for body in bodies(rows, size)]
+    return [head % len(body) + body for body in bodies(batches, form)]
+
+
+def in_columns(rows: list[Any]) -> dict[str, list[Any]]:
+    """Return rows in columns."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def measure_server(pid: int, port: int, requests: list[bytes], size: int, clients: int, seconds: float) -> Turn:
@@ -167,24 +178,37 @@ def measure(job: str, folder: Path, options: argparse.Namespace) -> dict[str, An
     def padded(batch: list[Any]) -> list[Any]:
         return predictor.predict([dict(row) for row in batch])
 
+    def columnar(batch: Columns) -> dict[str, list[Any]]:
+        return to_columns(model.answer(batch, 1))
+
     def from_json(body: bytes) -> bytes:
         rows, top = parse_body(body, NUM_ROWS)
+        if isinstance(rows, Columns):
+            return format_answer({"answers": to_columns(model.answer(rows, top))})
         return format_answer({"answers": model.answer([model.parse(row) for row in rows], top)})
 
     turns: dict[str, list[Turn]] = {}
     with server(folder, options.threads) as (pid, port):
         variants: dict[str, Callable[[], Turn]] = {}
+
+        def add(form: str, size: int, loop: Callable[[Any], object], batches: list[Any], documents: list[Any]) -> None:
+            suffix = "" if form == "rows" else f" {form}"
+            for name, function, inputs in (("", loop, batches), (", JSON", from_json, bodies(documents, form))):
+                call = partial(measure_loop, function, inputs, size, options.seconds)
+                variants[f"runtime{suffix}, {size} rows{name}"] = call
+            for clients in CLIENTS:
+                requests = predictions(documents, form)
+                call = partial(measure_server, pid, port, requests, size, clients, options.seconds)
+                variants[f"server{suffix}, {size} rows, {clients} clients"] = call
+
         for size in SIZES:
             batches = [rows[start : start + size] for start in range(0, NUM_ROWS, size)]
-            for name, loop, inputs in (
-                ("", grouped, batches),
-                (", JSON", from_json, bodies(rows, size)),
-                (", padded", padded, batches),
-            ):
-                variants[f"runtime, {size} rows{name}"] = partial(measure_loop, loop, inputs, size, options.seconds)
-            for clients in CLIENTS:
-                call = partial(measure_server, pid, port, predictions(rows, size), size, clients, options.seconds)
-                variants[f"server, {size} rows, {clients} clients"] = call
+            add("rows", size, grouped, batches, batches)
+            variants[f"runtime, {size} rows, padded"] = partial(measure_loop, padded, batches, size, options.seconds)
+            if job == "tables":
+                documents = [in_columns(batch) for batch in batches]
+                arrays = [Columns({name: np.array(cells) for name, cells in each.items()}, size) for each in documents]
+                add("columns", size, columnar, arrays, documents)
         empty = [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"]
         for clients in CLIENTS:
             call = partial(measure_server, pid, port, empty, 1, clients, options.seconds)
@@ -203,11 +227,12 @@ def size_of(name: str) -> str:
 def bound(name: str, turns: dict[str, list[Turn]]) -> list[float] | None:
     """Return in each round the rows per second of HTTP and JSON without a server's own work; None for a loop."""
     variant, _, clients = name.partition(", ")[0], *name.rpartition(", ")[1:]
-    if variant != "server":
+    if not variant.startswith("server"):
         return None
     size = int(size_of(name).split()[0])
-    pairs = zip(turns[f"empty, 1 rows, {clients}"], turns[f"runtime, {size_of(name)}, JSON"], strict=True)
-    return [size / (1 / empty.speed + size / loop.speed) for empty, loop in pairs]
+    loop = variant.replace("server", "runtime")
+    pairs = zip(turns[f"empty, 1 rows, {clients}"], turns[f"{loop}, {size_of(name)}, JSON"], strict=True)
+    return [size / (1 / empty.speed + size / own.speed) for empty, own in pairs]
 
 
 def summarize(turns: list[Turn], runtime: list[Turn], bounds: list[float] | None) -> dict[str, float]:
@@ -238,7 +263,7 @@ def main() -> None:
         for name, values in table.items():
             share = f", {values['of_bound']:5.2f} of HTTP + JSON" if "of_bound" in values else ""
             print(
-                f"{job}: {name:30} {values['rows_per_second']:8.0f} rows/s, {values['of_runtime']:5.2f} of the runtime"
+                f"{job}: {name:34} {values['rows_per_second']:8.0f} rows/s, {values['of_runtime']:5.2f} of the runtime"
                 f"{share}, CPU {values['cpu_of_runtime']:5.2f}, p50 {values['p50_ms']:7.2f} ms"
                 f", p99 {values['p99_ms']:7.2f} ms"
             )

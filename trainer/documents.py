@@ -173,7 +173,7 @@ EXPORT: Final = {
     "pad_id": (int, None),
     "metrics": _NUMBERS,
     "artifacts": {str: _ARTIFACT},
-    "timings": {"threads": int, "rows": [{"sizes": {str: int}, "milliseconds": {str: float}}]},
+    "timings": {"threads": int, "rows": [{"sizes": {str: int}, "milliseconds": {str: float}, "disturbed?": bool}]},
     "files": [_FILE],
 }
 """The shape of manifest.json in a folder of artifacts."""

@@ -287,11 +287,15 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     proof = artifact_entry(bytes=77, largest_difference=1e-6, metrics={"accuracy": 0.25})
     manifest = export_manifest(monitor="accuracy", metrics={"accuracy": 0.5}, artifacts={"onnx": proof})
     times = [{"sizes": {"batch": 1}, "milliseconds": {"pytorch": 2.5, "onnx": 0.5}}]
+    times += [{"sizes": {"batch": 8}, "milliseconds": {"pytorch": 994.0, "onnx": 0.7531}, "disturbed": True}]
     manifest["timings"] = {"threads": 1, "rows": times}
     write_manifest(export / "manifest.json", manifest)
     assert main(["report", "run=runs/one", "output=artifacts.html"]) == 0
 
-    rows = cells(Path("artifacts.html").read_text(encoding="utf-8"))
+    page = Path("artifacts.html").read_text(encoding="utf-8")
+    assert "export: no latency of 1 of 2 shapes: something else used the processor" in page
+    assert "0.7531" not in page
+    rows = cells(page)
     assert ["onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in rows
     assert ["1", "2.5000", "0.5000"] in rows
 

@@ -14,19 +14,21 @@ class Clock:
     """Time that passes only while a model runs, and while nothing does."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = self.ran = 0.0
         self.calls: list[tuple[str, int]] = []
 
     def sleep(self, seconds: float) -> None:
         self.calls.append(("pause", 0))
         self.now += seconds
 
-    def model(self, name: str, seconds: Callable[[int], float]) -> Forward:
-        """Takes `seconds` of the batch size."""
+    def model(self, name: str, seconds: Callable[[int], float], running: float = 1.0) -> Forward:
+        """Takes `seconds` of the batch size, and runs for a share of them."""
 
         def forward(inputs: Mapping[str, Tensor]) -> Tensor:
             self.calls.append((name, len(inputs["x"])))
-            self.now += seconds(len(inputs["x"]))
+            duration = seconds(len(inputs["x"]))
+            self.now += duration
+            self.ran += running * duration
             return inputs["x"]
 
         return forward
@@ -36,6 +38,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(trainer.export.timing, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(trainer.export.timing, "thread_time", lambda: clock.ran)
     monkeypatch.setattr(trainer.export.timing, "sleep", clock.sleep)
     return clock
 
@@ -90,6 +93,25 @@ def test_first_shape_is_always_timed(clock: Clock) -> None:
     calls = [name for name, _ in clock.calls]
     turn = ["pause", "pytorch", "pytorch"]  # the first call of a turn is not timed
     assert calls == ["pytorch", "pytorch", *turn, *turn]
+
+
+@pytest.mark.parametrize(("running", "disturbed"), [(0.9, False), (0.5, True)])
+def test_latencies_of_a_thread_that_had_to_wait_are_disturbed(clock: Clock, running: float, disturbed: bool) -> None:
+    models = {"pytorch": clock.model("pytorch", lambda _: 0.001), "onnx": clock.model("onnx", lambda _: 0.001, running)}
+    (row,) = measure(models, inputs_of(1), seconds=2.0)
+    assert row.disturbed == disturbed
+
+
+@pytest.mark.parametrize(("period", "disturbed"), [(12, False), (3, True)])
+def test_latencies_that_differ_between_turns_are_disturbed(clock: Clock, period: int, disturbed: bool) -> None:
+    """Every third turn is slow, or every twelfth, which the median does not show."""
+
+    def seconds(_: int) -> float:
+        turn = sum(name == "pause" for name, _ in clock.calls)
+        return 0.003 if turn % period == 0 else 0.001
+
+    (row,) = measure({"pytorch": clock.model("pytorch", seconds)}, inputs_of(1), seconds=3.0)
+    assert row.disturbed == disturbed
 
 
 def test_speedup() -> None:

@@ -16,6 +16,7 @@ from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import ExportJob
 from trainer.config.stored import load_stored_config, parse_stored_config, with_overrides
 from trainer.errors import raise_if_any
+from trainer.export.timing import describe_disturbed
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.progress import phase
 from trainer.report.console import open_console, print_table
@@ -128,7 +129,9 @@ def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
     )
     if reused := [artifact.path.name for artifact in artifacts if artifact.reused]:
         console.out(f"reused from an earlier export of the same model: {', '.join(reused)}", highlight=False)
-    timings = artifacts[0].timings
+    timings = [row for row in artifacts[0].timings if not row.disturbed]
+    if disturbed := len(artifacts[0].timings) - len(timings):
+        console.out(f"note: {describe_disturbed(disturbed, len(artifacts[0].timings))}", highlight=False)
     if not timings:
         return
     print_table(

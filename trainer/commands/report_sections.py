@@ -14,6 +14,7 @@ from trainer.config.groups import Groups, own_folder
 from trainer.config.jobs import TrainJob
 from trainer.display import counted, masked_config
 from trainer.documents import flatten, read_export_manifest
+from trainer.export.timing import describe_disturbed
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
 from trainer.report.console import format_number
@@ -273,6 +274,7 @@ def artifact_section(runs: Sequence[NamedRun]) -> Section:
     ]
     rows: list[list[object]] = []
     timings: list[Table] = []
+    notes: list[str] = []
     folders = [(run, folder) for run in runs for folder in export_folders(run.record.folder)]
     for run, folder in folders:
         manifest = read_export_manifest(folder) or {"artifacts": {}}
@@ -283,13 +285,16 @@ def artifact_section(runs: Sequence[NamedRun]) -> Section:
             scores = [(each.get("metrics") or {}).get(monitor) for each in (proof, manifest)]
             rows.append([run.name, artifact, path, *values, *scores])
         timings.append(_timings(run.name if len(runs) > 1 else "", folder.name, manifest))
+        measured = manifest.get("timings", {"rows": []})["rows"]
+        if disturbed := sum(row.get("disturbed", False) for row in measured):
+            notes.append(f"{folder.name}: {describe_disturbed(disturbed, len(measured))}")
     proofs = _without_run(runs, Table("Proof against PyTorch", columns, rows))
-    return Section("Artifacts", tables=[proofs, *timings])
+    return Section("Artifacts", warnings=notes, tables=[proofs, *timings])
 
 
 def _timings(run: str, folder: str, manifest: Document) -> Table:
     document = manifest.get("timings", {"rows": []})
-    rows = document["rows"]
+    rows = [row for row in document["rows"] if not row.get("disturbed")]
     sizes, formats = (
         list(dict.fromkeys(key for row in rows for key in row[part])) for part in ("sizes", "milliseconds")
     )
