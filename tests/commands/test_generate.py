@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from tests.support.documents import edit_manifest
+from tests.support.hostile_documents import graph_of, seal_again
 from tests.support.jobs import TINY, train, working_in, write_data, write_roles
 from tests.support.pretrained_folders import save
 from tests.support.processes import run_without_torch
 from trainer.cli import main
+from trainer.layout import ONNX_CACHE
 
 PROMPT = "apple banana (pear), axe"
 
@@ -379,7 +381,12 @@ def test_artifact_folder_is_sufficient(
     ]
     assert main(["generate", f"run={alone}", *more, "backend=torch"]) == 3
     assert "run: " in capsys.readouterr().err
+    (alone / ONNX_CACHE).write_bytes(graph_of(None, 3))
+    seal_again(alone / "manifest.json")
+    assert main(["generate", f"run={alone}", *more]) == 3
+    assert f"{alone / ONNX_CACHE}: cannot compute answers (" in capsys.readouterr().err
     (alone / "tokenizer.json").write_text("{", encoding="utf-8")
+    seal_again(alone / "manifest.json")
     assert main(["generate", f"run={alone}", *more]) == 3
     assert f"{alone}: cannot be used (Exception: " in capsys.readouterr().err
 

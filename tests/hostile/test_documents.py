@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from onnx import TensorProto
 from pyarrow import parquet as pq
 
-from tests.support.hostile_documents import DAMAGES, seal_again, variants, write_temperature
+from tests.support.hostile_documents import DAMAGES, graph_of, seal_again, variants, write_temperature
 from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
@@ -214,6 +215,33 @@ def test_values_of_an_exported_config(key: str, run: Path, capfd: pytest.Capture
     error = capfd.readouterr().err
     assert error.startswith(f"{file}: {group}")
     assert problem in error
+
+
+GRAPHS: dict[str, tuple[bytes, int, str]] = {
+    "no graph": (b"nothing", 3, "model.onnx: cannot be loaded"),
+    "many rows": (graph_of(1000, 3), 3, "model.onnx: cannot compute answers (ValueError"),
+    "more columns": (graph_of(None, 9), 3, "a row has 9 outputs, but the task has 3"),
+    "fewer columns": (graph_of(None, 2), 3, "a row has 2 outputs, but the task has 3"),
+    "no row": (graph_of(3), 3, "model.onnx: cannot compute answers"),
+    "another name": (graph_of(None, 3, name="else"), 3, "model.onnx: cannot compute answers (InvalidArgument"),
+    "texts": (graph_of(None, 3, kind=TensorProto.STRING), 3, "model.onnx: cannot compute answers (TypeError"),
+    "4 TB": (graph_of(10**6, 10**6), 2, "out of memory: the job does not fit. Lower loader.eval_batch_size."),
+    "NaN": (graph_of(None, 3, value=float("nan")), 6, "input: the output of the model is NaN."),
+}
+"""Graphs whose checksums fit, with the exit code and the message of a prediction."""
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_of_a_stranger(name: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    graph, code, message = GRAPHS[name]
+    alone = shutil.copytree(run / "export", tmp_path / "alone")
+    (alone / "model.onnx").write_bytes(graph)
+    seal_again(alone / "manifest.json")
+    assert main(["predict", f"run={alone}", "input=hammer and saw"]) == code
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 2
 
 
 def test_separator_of_another_format_does_not_separate_cells(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

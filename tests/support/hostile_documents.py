@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
 from tests.support.hostile_files import reseal, reseal_document
+from trainer.documents import file_entries
 from trainer.export.folder import write_manifest
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -45,6 +49,29 @@ VALUES = (
 """Wrong values of a field."""
 
 _MANY = 50
+
+
+def graph_of(*shape: int | None, value: float = 0.5, kind: int = TensorProto.FLOAT, name: str = "output") -> bytes:
+    """Return a graph with the inputs of a text task that computes one value; a size of None is the number of rows."""
+    names = ("input_ids", "attention_mask")
+    inputs = [helper.make_tensor_value_info(each, TensorProto.INT64, ["b", "s"]) for each in names]
+    sizes = [numpy_helper.from_array(np.array([size or 0]), f"size{place}") for place, size in enumerate(shape)]
+    parts = ["rows" if size is None else f"size{place}" for place, size in enumerate(shape)]
+    number = helper.make_tensor("", TensorProto.FLOAT, [1], [value])
+    nodes = [
+        helper.make_node("Shape", ["input_ids"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "one"], ["rows"]),
+        helper.make_node("Concat", parts, ["sizes"], axis=0),
+        helper.make_node("ConstantOfShape", ["sizes"], ["filled"], value=number),
+        helper.make_node("Cast", ["filled"], [name], to=kind),
+    ]
+    ends = [numpy_helper.from_array(np.array([end]), each) for end, each in ((0, "zero"), (1, "one"))]
+    output = helper.make_tensor_value_info(name, kind, [None] * len(shape))
+    graph = helper.make_graph(nodes, "graph", inputs, [output], [*ends, *sizes])
+    model: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    ).SerializeToString()
+    return model
 
 
 def write_temperature(run: Path) -> None:
@@ -93,7 +120,7 @@ def seal_again(file: Path) -> None:
     manifest = file.parent / "manifest.json"
     try:
         document = json.loads(manifest.read_bytes())
-        for entry in document["files"]:
+        for entry in file_entries(document):
             content = (file.parent / entry["file"]).read_bytes()
             entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         write_manifest(manifest, document)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
 
     from trainer.decode.generation import TextGenerator
     from trainer.decode.onnx_session import OnnxSession, start_session
-    from trainer.export.folder import require_intact
+    from trainer.export.folder import blaming_artifact, require_intact
 
     require_intact(graph, [TOKENIZER])
     try:
@@ -125,7 +126,12 @@ def _load_from_artifacts(job: GenerateJob, folder: Path) -> TextGenerator:
         problem = f"cannot be used ({type(error).__name__}: {first_line_of(error)})"
         raise CheckpointError(format_error(str(folder), problem, "Copy the artifact folder again")) from error
     return TextGenerator(
-        lambda: OnnxSession(session), _without_limits(tokenizer), end_id, max_length, torch.device("cpu")
+        lambda: OnnxSession(session),
+        _without_limits(tokenizer),
+        end_id,
+        max_length,
+        torch.device("cpu"),
+        partial(blaming_artifact, graph),
     )
 
 
@@ -201,9 +207,12 @@ def _continue_prompts(job: GenerateJob, generator: TextGenerator, write: Write |
             if unknown := generator.count_unknown_tokens(prompt):
                 _print_note(f"prompt {number}: {unknown} of its {prompt.length} tokens are not in the vocabulary")
             reasons = set()
-            for continuation in decode(generator.open_session(), prompt):
-                generated = generator.complete(text, prompt, continuation, job.decode.get("stop", ()))
-                steps = [] if job.explain is None else generator.explain(prompt, continuation, job.explain)
+            with generator.context():
+                continuations = decode(generator.open_session(), prompt)
+            for continuation in continuations:
+                with generator.context():
+                    generated = generator.complete(text, prompt, continuation, job.decode.get("stop", ()))
+                    steps = [] if job.explain is None else generator.explain(prompt, continuation, job.explain)
                 _write_text(write, text, generated, steps)
                 reasons.add(generated.ended)
             _print_end_reasons(number, reasons, generator.max_length)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -179,7 +181,7 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
         CheckpointError: The folder is damaged, or names code that is not trusted.
     """
     from trainer.builders.instantiate import instantiate
-    from trainer.export.folder import require_intact
+    from trainer.export.folder import blaming_artifact, require_intact
     from trainer.predict.predictor import Predictor
 
     if problems := trust_problems(config, job.trust, [path for path, _ in job.stored_overrides]):
@@ -202,9 +204,10 @@ def _load_from_artifacts(job: PredictJob, graph: Path, config: Document) -> tupl
     set_threshold(task, job.threshold)
     if not is_sealed(read_export_manifest(graph.parent) or {}):
         print_lines(f"note: {graph.parent}: {UNSEALED}.")
-    forward = _load_graph(graph)
+    forward = _load_graph(graph, task)
     batch_size = config["loader"]["eval_batch_size"]
-    return Predictor(task, forward, "padded", batch_size, job.top), _row_format(config["data"], task, job)
+    predictor = Predictor(task, forward, "padded", batch_size, job.top, partial(blaming_artifact, graph))
+    return predictor, _row_format(config["data"], task, job)
 
 
 def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[Predictor, RowFormat]:
@@ -222,7 +225,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     from trainer.builders.checkpointed import load_checkpointed_model, load_task
     from trainer.builders.model import choose_batching
     from trainer.checkpoint.store import Store
-    from trainer.export.folder import require_intact
+    from trainer.export.folder import blaming_artifact, require_intact
     from trainer.precision import Precision
     from trainer.predict.predictor import Predictor, check_task
 
@@ -235,7 +238,7 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
         own, task = load_task(snapshot, job.trust, job.stored_overrides, needs_loss=False)
         require_intact(graph)
         _use_transitions(graph.parent, task)
-        forward = _load_graph(graph)
+        forward = _load_graph(graph, task)
         origin = (read_export_manifest(graph.parent) or {"provenance": {}})["provenance"]
     else:
         checkpointed = load_checkpointed_model(
@@ -254,7 +257,8 @@ def _load_from_run(job: PredictJob, folder: Path, graph: Path | None) -> tuple[P
     check_task(task)
     use_kept_rule(folder, origin, task, job.threshold)
     set_threshold(task, job.threshold)
-    predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top)
+    context = nullcontext if graph is None else partial(blaming_artifact, graph)
+    predictor = Predictor(task, forward, batching, own.loader.eval_batch_size, job.top, context)
     return predictor, _row_format(own.data, task, job)
 
 
@@ -287,7 +291,8 @@ def _make_forward(model: nn.Module, device: torch.device, precision: Precision) 
     return forward
 
 
-def _load_graph(path: Path) -> Forward:
+def _load_graph(path: Path, task: Task) -> Forward:
+    """Return the function of a graph, whose outputs have the width of the task."""
     from trainer.export.formats.onnx import open_session
 
     try:
@@ -296,7 +301,16 @@ def _load_graph(path: Path) -> Forward:
         reason = str(error).strip().splitlines()[0]
         remedy = "Export it again: trainer export"
         raise CheckpointError(format_error(str(path), f"cannot be loaded ({reason})", remedy)) from error
-    return forward
+    info = task.info()
+
+    def checked(inputs: Mapping[str, Tensor]) -> Tensor:
+        output = forward(inputs)
+        is_wide = info.output_level is None and info.num_outputs is not None and output.ndim == 2
+        if is_wide and output.shape[1] != info.num_outputs:
+            raise ValueError(f"a row has {output.shape[1]} outputs, but the task has {info.num_outputs}")
+        return output
+
+    return checked
 
 
 def _find_columns(data: Document) -> Document:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,6 +166,7 @@ class TextGenerator:
         end_id: Id of the end-of-text token; None if there is no such token.
         max_length: Maximum number of tokens of a text that the model reads.
         device: Device of the model.
+        context: Makes the context in which texts are generated; an artifact's reports the exceptions that it causes.
     """
 
     open_session: OpenSession
@@ -172,6 +174,7 @@ class TextGenerator:
     end_id: int | None
     max_length: int
     device: torch.device
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def encode_prompt(self, text: str) -> Prompt:
         """Return the prompt of a text.

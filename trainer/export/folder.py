@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.documents import file_entries, is_sealed, load_export_manifest, read_export_manifest
-from trainer.errors import CheckpointError, ConfigError, format_error
+from trainer.errors import CheckpointError, ConfigError, TrainerError, format_error
 from trainer.files.atomic_io import discard, finish_files, sync
 from trainer.files.storage_errors import naming_errors, storage_errors_named
 from trainer.layout import EXPORT_MANIFEST, Document
@@ -29,6 +30,9 @@ _REPLACED = f"{UNFINISHED}{EXPORT_MANIFEST}"
 
 LARGE_WEIGHTS = ".data"
 """Suffix of the file for weights that are too large for the file of their graph."""
+
+_NO_MEMORY = re.compile(r"Failed to allocate memory|bad allocation|bad_alloc")
+"""What ONNX Runtime says if memory runs out."""
 
 _REMEDY = "Move it away, or delete it"
 _FORCE = "Move it away, or set force=true of trainer export to replace it"
@@ -281,6 +285,32 @@ def require_intact(graph: Path, documents: Sequence[str] = ()) -> None:
         if fault
     ]:
         raise CheckpointError(*messages)
+
+
+@contextmanager
+def blaming_artifact(graph: Path) -> Iterator[None]:
+    """Report an exception of the block as an error of an artifact, which may come from anyone.
+
+    Its files may be intact and still not belong together: a graph may compute outputs of any type and shape.
+
+    Args:
+        graph: The file of the artifact.
+
+    Raises:
+        CheckpointError: The block raised anything else than a user error.
+        MemoryError: The runtime of the graph could not allocate memory.
+    """
+    try:
+        yield
+    except (TrainerError, BrokenPipeError, MemoryError):
+        raise
+    except Exception as error:  # ONNX Runtime raises types of its own
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from error
+        reason = (str(error).strip() or "no reason is given").splitlines()[0]
+        problem = f"cannot compute answers ({type(error).__name__}: {reason})"
+        remedy = "Copy the artifact folder again, or export again"
+        raise CheckpointError(format_error(str(graph), problem, remedy)) from error
 
 
 def is_verifiable(folder: Path) -> bool:

@@ -4,7 +4,9 @@ come in the order of the rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from trainer.errors import ConfigError, RowError, format_error, show_value
@@ -75,6 +77,8 @@ class Predictor:
         batching: The layout of the model's inputs.
         batch_size: Largest number of rows of a batch.
         top: Number of most likely classes or tokens to show.
+        context: Makes the context in which outputs are computed and read. The outputs of an artifact may be of any type
+            and shape; its context reports the exceptions that they cause.
     """
 
     task: Task
@@ -82,6 +86,7 @@ class Predictor:
     batching: Batching
     batch_size: int
     top: int
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def predict(self, rows: InputRows, counts: RowCounts) -> Iterator[Window]:
         """Yield each row with its prediction, or with `{"error": message}`, in groups that are computed together."""
@@ -131,12 +136,18 @@ class Predictor:
         for indices in self._batch_indices(encoded, len(kept)):
             rows = {role: [values[kept[index]] for index in indices] for role, values in columns.items()}
             batch = {name: [values[index] for index in indices] for name, values in encoded.items()}
-            output = calibrate_output(self.task, self.forward(self.task.model_inputs(batch, self.batching)))
-            batch_predictions = self.task.predictions(
-                output, rows=rows, encoded=batch, batching=self.batching, top=self.top
-            )
-            for index, prediction in zip(indices, batch_predictions, strict=True):
-                predictions[usable[kept[index]]] = prediction
+            with self.context():
+                output = calibrate_output(self.task, self.forward(self.task.model_inputs(batch, self.batching)))
+                batch_predictions = self.task.predictions(
+                    output, rows=rows, encoded=batch, batching=self.batching, top=self.top
+                )
+                undefined = output.isnan().any(1).tolist() if output.ndim == 2 else []
+                for index, prediction in zip(indices, batch_predictions, strict=True):
+                    predictions[usable[kept[index]]] = prediction
+            # Half precision may overflow; the answers to such a row would be any class and no probability.
+            for index in compress(indices, undefined):
+                position = usable[kept[index]]
+                predictions[position] = {"error": f"{window[position].location}: the output of the model is NaN."}
         return predictions
 
     def _encode(self, columns: Columns, count: int) -> tuple[EncodedColumns, dict[int, str]]:
