@@ -169,6 +169,7 @@ EXPORT: Final = {
     "versions": {str: str},
     "monitor": (str, None),
     "inputs": {str: {"dtype": str, "shape": [(int, str)]}},
+    "outputs?": {str: {"dtype": str, "shape": [(int, str)]}},
     "axes": {str: [int, (int, None)]},
     "pad_id": (int, None),
     "metrics": _NUMBERS,

@@ -62,13 +62,14 @@ def damaged(file: Path, data: bytes, *, sealed: bool) -> Iterator[None]:
 def verbs_on(run: Path, file: Path) -> list[list[str]]:
     """Return the commands that read a document."""
     report = ["report", f"run={run}", f"output={run.parent / 'report.html'}"]
+    card = ["card", f"run={run}", f"output={run.parent / 'card.md'}", "force=true"]
     if file.parent.name == "export":
-        return [report, ["predict", f"run={file.parent}", "input=hammer and saw"]]
+        return [report, ["predict", f"run={file.parent}", "input=hammer and saw"], card]
     if file.parent.parent.name == "checkpoints" and file.name != "MANIFEST.json":
         return [["predict", f"run={run}", f"checkpoint={file.parent.name}", "input=hammer and saw", "device=cpu"]]
     if file.name == "decision.json":
         return [["predict", f"run={run}", "input=hammer and saw", "device=cpu"]]
-    return [report, ["diff", f"left={run}", f"right={run}"]]
+    return [report, ["diff", f"left={run}", f"right={run}"], card]
 
 
 def check(commands: list[list[str]], file: Path, case: str, capfd: pytest.CaptureFixture[str]) -> set[int]:
@@ -113,17 +114,18 @@ FIELDS = (
 
 def readers_of(run: Path, name: str) -> list[list[str]]:
     """Return the commands that read a document, of every verb that does."""
+    card = ["card", f"run={run}", f"output={run.parent / 'card.md'}", "force=true"]
     pages = [["report", f"run={run}", f"output={run.parent / 'report.html'}"], ["diff", f"left={run}", f"right={run}"]]
     whole = [["verify", f"run={run}"], ["eval", f"run={run}", "split=validation", "device=cpu"]]
     if name.startswith("export/"):
-        return [["predict", f"run={run / 'export'}", "input=hammer and saw"], pages[0], whole[0]]
+        return [["predict", f"run={run / 'export'}", "input=hammer and saw"], pages[0], whole[0], card]
     if name.startswith("eval/"):
-        return pages
+        return [*pages, card]
     if name == "decision.json":
         again = ["eval", f"run={run}", "threshold=kept", "calibrate=true", "device=cpu"]
         return [["predict", f"run={run}", "input=hammer and saw", "device=cpu"], again, whole[1]]
     checkpoint = "checkpoint=step-2" if name.startswith("checkpoints/") else "checkpoint=best"
-    return [["predict", f"run={run}", checkpoint, "input=hammer and saw", "device=cpu"], *pages, *whole]
+    return [["predict", f"run={run}", checkpoint, "input=hammer and saw", "device=cpu"], *pages, *whole, card]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -26,7 +25,7 @@ from trainer.commands.run_folders import RunRecord, find_artifacts, read_run
 from trainer.config.jobs import CardJob, TrainJob
 from trainer.config.paths import without_folders
 from trainer.display import counted, displayable, print_lines, shorten_middle
-from trainer.documents import read_export_manifest
+from trainer.documents import SHAPES, read_document, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError
 from trainer.export.readme import (
     describe_answers,
@@ -290,17 +289,21 @@ def _limits(job: CardJob, record: RunRecord, artifacts: Path, manifest: Document
 
 def _cut_rows(record: RunRecord) -> str:
     """Return the share of training rows that were longer than the model reads; "" if none were."""
-    share = _start(record).get("data", {}).get("train", {}).get("truncated")
-    return f"{100 * share:.2g}% of the training rows were longer." if share else ""
+    share = _training_rows(record).get("truncated")
+    return f"{100 * share:.2g}% of the training rows were longer." if isinstance(share, float) and share else ""
 
 
-def _start(record: RunRecord) -> Document:
-    return next((event for event in record.events if event["event"] == "start"), {})
+def _training_rows(record: RunRecord) -> Document:
+    """Return what the event `start` says about the rows of training; empty if it says nothing that can be used."""
+    start = next((event for event in record.events if event["event"] == "start"), {})
+    data = start.get("data")
+    rows = data.get("train") if isinstance(data, dict) else None
+    return rows if isinstance(rows, dict) else {}
 
 
 def _rare_classes(artifacts: Path) -> str:
     """Return the classes with few training rows; "" if there are none, or if the task counts no classes."""
-    task = json.loads((artifacts / TASK).read_text("utf-8"))
+    task = read_document(artifacts / TASK, SHAPES[TASK], "Export it again: trainer export")
     pairs = zip(task.get("labels", ()), task.get("class_counts", ()), strict=False)
     rare = sorted((count, label) for label, count in pairs if count < _FEW_ROWS)
     shown = ", ".join(f"{_inline(shorten_middle(label, NAME))} ({count})" for count, label in rare[:_MAX_CLASSES])
@@ -316,8 +319,8 @@ def _training(record: RunRecord, manifest: Document) -> str:
     optimizer = config["optimizer"]
     rate = f" with a learning rate of {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), float) else ""
     last: Document = record.events[-1] if record.events else {"step": 0, "epoch": 0.0}
-    rows = _start(record).get("data", {}).get("train", {}).get("rows")
-    data = f"on {counted(rows, 'row')} " if rows else ""
+    rows = _training_rows(record).get("rows")
+    data = f"on {counted(rows, 'row')} " if isinstance(rows, int) and rows else ""
     text = (
         f"`{part_name(str(model['_target_']))}` was trained from {start} {data}with the loss "
         f"`{part_name(str(config['loss']['_target_']))}` and the optimizer `{part_name(str(optimizer['_target_']))}`"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from trainer.display import displayable, shorten_middle
+from trainer.documents import SHAPES, read_document
 from trainer.layout import (
     EXPORT_MANIFEST,
     GOLDEN_ARRAYS,
@@ -48,6 +48,20 @@ _FITS: Final = {
     "crop": "scaled and cropped to its middle",
     "pad": "scaled and padded with black to",
 }
+_COLUMN: Final = {"kind": str, "name": str, "missing": bool}
+_SHAPES: Final[Mapping[str, object]] = {
+    TASK: SHAPES[TASK],
+    "labels.json": [str],
+    "tags.json": [str],
+    "values.json": {"mean": [float], "std": [float]},
+    "threshold.json": (float, {str: float}),
+    "temperature.json": (float, {str: float}),
+    "image.json": {"size": [int, int], "channels": int, "resize": str},
+    "table.json": {"columns": [({**_COLUMN, "categories": [str]}, {**_COLUMN, "mean": float})]},
+    GOLDEN_ROWS: {"rows": [{str: object}], "answers": [object]},
+}
+"""The shapes of the documents that are described: a card describes a folder that may come from anyone."""
+
 _MAX_NAMES = 100
 _MAX_NAME = 60
 _MAX_CHARACTERS = 300
@@ -156,11 +170,12 @@ def describe_answers(folder: Path, manifest: Document) -> str:
     """Return sentences: what the model answers, in which units, and how it decides; "" if only its task knows this."""
     kind = (_read(folder, TASK) or {}).get(PREDICT_SCRIPT, [None, None])[1]
     if kind == "values":
-        units = _read(folder, "values.json")
-        known = [f"mean {mean:.4g}, standard deviation {std:.4g}" for mean, std in zip(*units.values(), strict=True)]
+        units = _read(folder, "values.json") or {"mean": [], "std": []}
+        pairs = zip(units["mean"], units["std"], strict=False)
+        known = [f"mean {mean:.4g}, standard deviation {std:.4g}" for mean, std in pairs]
         number = "a number" if len(known) == 1 else f"{len(known)} numbers"
         return f"The answer is {number} in the units of the training data ({'; '.join(known)})."
-    size = next(iter(manifest["outputs"].values()))["shape"][-1]
+    size = next((output["shape"][-1] for output in manifest.get("outputs", {}).values() if output["shape"]), None)
     text = _ANSWERS.get(kind, "").format(labels=len(_read(folder, "labels.json") or ()), size=size)
     return " ".join(filter(None, [text, *_describe_rule(folder)]))
 
@@ -186,13 +201,18 @@ def _describe_rule(folder: Path) -> Iterator[str]:
 
 
 def _read(folder: Path, name: str) -> Any:
-    """Return a document of the folder; None if it does not exist."""
-    return json.loads((folder / name).read_text("utf-8")) if (folder / name).is_file() else None
+    """Return a document of the folder; None if it does not exist.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    file = folder / name
+    return read_document(file, _SHAPES[name], "Export it again: trainer export") if file.is_file() else None
 
 
 def script_packages(manifest: Document) -> str:
     """Return the packages that `predict.py` needs, for pip."""
-    package = {"image": "pillow", "features": ""}.get(manifest["reads"][0], "tokenizers")
+    package = {"image": "pillow", "features": ""}.get(next(iter(manifest["reads"]), ""), "tokenizers")
     return " ".join(["onnxruntime", "numpy", package]).strip()
 
 
@@ -206,7 +226,7 @@ def graph_code(folder: Path, manifest: Document) -> str:
 def _example(stage: Path, usage: str | None) -> str:
     if usage is None or not _has_golden(stage):
         return ""
-    golden = json.loads((stage / GOLDEN_ROWS).read_text("utf-8"))
+    golden = _read(stage, GOLDEN_ROWS)
     row, answer = (_shortened(golden[name][0]) for name in ("rows", "answers"))
     return (
         f"For example (the first of `{GOLDEN_ROWS}`; long values are shortened here):\n\n```text\n{row}\n{answer}\n```"
@@ -216,26 +236,23 @@ def _example(stage: Path, usage: str | None) -> str:
 def describe_rows(folder: Path) -> str:
     """Return the columns of a row of a table or the size of an image, and the labels; "" if there is none of them."""
     sections = []
-    if (folder / "image.json").is_file():
-        image = json.loads((folder / "image.json").read_text("utf-8"))
+    if image := _read(folder, "image.json"):
         (height, width), channels = image["size"], image["channels"]
         colors = "gray" if channels == 1 else "RGB"
-        fit = f"{_FITS[image['resize']]} {height} x {width} pixels (height x width)"
+        fit = f"{_FITS.get(image['resize'], 'changed to')} {height} x {width} pixels (height x width)"
         sections.append(f"## Images\n\nAn image is read as {colors} and, if it has another size, {fit}.")
-    if (folder / "table.json").is_file():
-        columns = json.loads((folder / "table.json").read_text("utf-8"))["columns"]
-        shown = _list([f"{_code_span(column['name'])} ({_values_of(column)})" for column in columns])
+    if table := _read(folder, "table.json"):
+        shown = _list([f"{_code_span(column['name'])} ({_values_of(column)})" for column in table["columns"]])
         sections.append(f"## Columns\n\nA row has {shown}.")
     for name in ("labels.json", "tags.json"):
-        if (folder / name).is_file():
-            labels = json.loads((folder / name).read_text("utf-8"))
+        if labels := _read(folder, name):
             shown = _list([_code_span(label) for label in labels])
             sections.append(f"## Labels\n\n{shown}: the {len(labels)} outputs in the order of `{name}`.")
     return "\n\n".join(sections)
 
 
 def _values_of(column: Document) -> str:
-    values = "a number" if column["kind"] == "number" else f"one of {len(column['categories'])} categories"
+    values = f"one of {len(column['categories'])} categories" if "categories" in column else "a number"
     return f"{values}, may be missing" if column["missing"] else values
 
 
@@ -289,7 +306,7 @@ def _has_golden(stage: Path) -> bool:
 def _tensors(manifest: Document) -> str:
     rows = [
         [f"`{name}`", direction, tensor["dtype"], f"({', '.join(map(str, tensor['shape']))})"]
-        for direction, tensors in (("in", manifest["inputs"]), ("out", manifest["outputs"]))
+        for direction, tensors in (("in", manifest["inputs"]), ("out", manifest.get("outputs", {})))
         for name, tensor in tensors.items()
     ]
     axes = [
