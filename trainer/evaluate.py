@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,8 @@ def evaluate(
     """Return the mean loss over all targets, under the key `loss`, and the value of each metric.
 
     The metrics are updated batch by batch on the device; the host waits for it once, at the end. A batch for which
-    memory runs out is run in halves, unless several processes share the batches or the loss is a statistic of a batch.
+    memory runs out in the model or the loss is run in halves, and so are the later batches of that size, unless
+    several processes share the batches or the loss is a statistic of a batch.
 
     Args:
         model: Called with each batch's inputs, in evaluation mode.
@@ -61,16 +64,14 @@ def evaluate(
         halve = None
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num_targets = 0.0
-    too_large: set[int] = set()
+    run = partial(_run, model, loss, precision=precision, device=device, halve=halve, too_large=set())
     with evaluation_mode(model), torch.inference_mode():
-        outputs = (part for batch in batches for part in _run(model, batch, precision, device, halve, too_large))
-        for host_batch, batch, output in outputs:
+        for host_batch, batch, output, scored in itertools.chain.from_iterable(map(run, batches)):
             num_targets += count_targets(loss, host_batch)
-            for rows, part in _split_deferred(output, batch):
-                value, scores = compute_loss(loss, rows, part), compute_scores(loss, rows, part.target)
+            for value, scores, target in scored:
                 if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
                     total += value
-                    metrics.update(scores.float(), part.target)
+                    metrics.update(scores, target)
             if recorder is not None:
                 recorder.add(host_batch, batch, output)
     if ranks.size > 1:
@@ -85,46 +86,58 @@ def evaluate(
     return ranks.broadcast(values)
 
 
+_Scored: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+"""Sum of the losses (), scores in float32 and target of some rows."""
+
+
 def _run(
     model: nn.Module,
+    loss: Loss,
     host_batch: Batch,
+    *,
     precision: Precision,
     device: torch.device,
     halve: Callable[[Batch], list[Batch]] | None,
     too_large: set[int],
-) -> Iterator[tuple[Batch, Batch, Tensor | DeferredLogits]]:
-    """Yield a batch on the host and on the device with its output; if memory runs out, its halves in its place.
+) -> Iterator[tuple[Batch, Batch, Tensor | DeferredLogits, Iterable[_Scored]]]:
+    """Yield a batch on the host and on the device, its output and what is scored of it.
 
-    `too_large` has the sizes for which memory has run out before: each is reported once.
+    If memory runs out, the halves of the batch are in its place. `too_large` has the sizes for which memory has run
+    out before: batches that are as large are halved at once.
     """
-    batch = host_batch
-    try:
-        batch = host_batch.to(device)
-        with precision.autocast():
-            output = model(**batch.inputs)
-    except (RuntimeError, MemoryError) as error:
-        if halve is None or host_batch.num_samples < 2 or not is_out_of_memory(error):
-            raise
-    else:
-        yield host_batch, batch, output
-        return
-    # Outside of the handler, which keeps the tensors of the failed call.
-    del batch
-    if (size := host_batch.num_samples) not in too_large:
+    size = host_batch.num_samples
+    if halve is None or all(size < known for known in too_large):
+        batch = host_batch
+        try:
+            batch = host_batch.to(device)
+            with precision.autocast():
+                output = model(**batch.inputs)
+            parts = _score(loss, output, batch)
+        except (RuntimeError, MemoryError) as error:
+            if halve is None or size < 2 or not is_out_of_memory(error):
+                raise
+        else:
+            yield host_batch, batch, output, parts
+            return
+        # Outside of the handler, which keeps the tensors of the failed call.
+        batch = output = None  # type: ignore[assignment]
         too_large.add(size)
-        logger.warning("loader.eval_batch_size: memory ran out for a batch of %d samples, which runs in halves", size)
+        message = "loader.eval_batch_size: memory ran out for a batch of %d samples; batches of this size run in halves"
+        logger.warning(message, size)
     for half in halve(host_batch) if halve is not None else []:
-        yield from _run(model, half, precision, device, halve, too_large)
+        yield from _run(model, loss, half, precision=precision, device=device, halve=halve, too_large=too_large)
 
 
-def _split_deferred(output: Tensor | DeferredLogits, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield an output and its batch; of deferred logits, some rows with their targets at a time."""
+def _score(loss: Loss, output: Tensor | DeferredLogits, batch: Batch) -> Iterable[_Scored]:
+    """Return the parts of a batch: itself; of deferred logits, some rows at a time, computed when they are read."""
+
+    def score(rows: Tensor, part: Batch) -> _Scored:
+        return compute_loss(loss, rows, part), compute_scores(loss, rows, part.target).float(), part.target
+
     if not isinstance(output, DeferredLogits):
-        yield output, batch
-        return
+        return [score(output, batch)]
     assert batch.target is not None, "a batch to evaluate needs a target"
-    for logits, target in output.chunks(batch.target):
-        yield logits, replace(batch, target=target)
+    return (score(logits, replace(batch, target=target)) for logits, target in output.chunks(batch.target))
 
 
 def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
