@@ -58,7 +58,7 @@ class RepeatedSteps:
     def load(self, step: int) -> list[Batch]:
         return self._steps[step % len(self._steps)]
 
-    load_largest = None
+    load_largest = fewer_tokens = None
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         return iter([self._steps[step % len(self._steps)] for step in range(start, stop)])

@@ -131,17 +131,21 @@ def test_what_a_token_budget_cannot_do_is_refused(
 def test_a_budget_that_exceeds_the_memory_names_its_key(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = TextEncoder.forward
+    forward, limit = TextEncoder.forward, 2 * WIDTH
 
     def limited(self: TextEncoder, input_ids: torch.Tensor, **inputs: Any) -> Any:
-        if self.training and input_ids.numel() > 2 * WIDTH:
+        if self.training and input_ids.numel() > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(self, input_ids, **inputs)
 
     monkeypatch.setattr(TextEncoder, "forward", limited)
-    assert train(tmp_path / "large", *data, *JOB, f"loader.tokens={3 * WIDTH}") == 2
-    assert "loader.tokens: a micro-batch does not fit into memory, got 48. Lower it" in capsys.readouterr().err
+    assert train(tmp_path / "large", *data, *JOB, f"loader.tokens={5 * WIDTH}") == 2
+    message = "loader.tokens: a micro-batch does not fit into memory, got 80. Set loader.tokens=32, with which"
+    assert message in capsys.readouterr().err
     assert train(tmp_path / "small", *data, *JOB, f"loader.tokens={2 * WIDTH}") == 0
+    limit = 0
+    assert train(tmp_path / "none", *data, *JOB, f"loader.tokens={WIDTH}") == 2
+    assert "does not fit into memory, got 16. Use a smaller model, shorter samples" in capsys.readouterr().err
 
 
 def test_plan_shows_the_micro_batches_and_their_padding(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:

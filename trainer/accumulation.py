@@ -42,7 +42,10 @@ def accumulate_more(run: Run) -> int:
     """
     if run.loader.tokens is not None:
         problem = "a micro-batch does not fit into memory"
-        remedy = "Lower it, or use a smaller model or precision=bf16"
+        smaller = run.loader.fewer_tokens()
+        remedy = "Use a smaller model, shorter samples (task.max_length), or precision=bf16"
+        if smaller is not None:
+            remedy = f"Set loader.tokens={smaller}, with which the run learns the same"
         raise ConfigError(format_error("loader.tokens", problem, remedy, value=run.loader.tokens))
     if run.loader.accumulate >= run.batch_size:
         problem = "a single sample does not fit into memory"

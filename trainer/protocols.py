@@ -830,6 +830,10 @@ class Loader(Protocol):
         """Return the micro-batches of a step that needs as much memory as any."""
         ...
 
+    def fewer_tokens(self) -> int | None:
+        """Return the `loader.tokens` with which a micro-batch needs about half the memory, if there is one."""
+        ...
+
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step from `start` up to before `stop`."""
         ...

@@ -310,6 +310,12 @@ class TrainLoader:
         micro_batches = split_batch(BatchIndices(0, tuple(longest.tolist())), self.accumulate)
         return [self.batches[replace(each, piece=piece)] for piece, each in enumerate(micro_batches)]
 
+    def fewer_tokens(self) -> int | None:
+        """Return half of `tokens`, in whole rows; None if a micro-batch has one row."""
+        width = self.batches.task.info().max_length
+        rows = 0 if self.tokens is None or width is None else self.tokens // width // 2
+        return rows * width if rows and width is not None else None
+
     def _micro_batches(self, step: int) -> list[BatchIndices]:
         return self.plan.micro_batches(step, self.accumulate, self._ranks.rank, self._ranks.size, fill=self._fill)
 
