@@ -3,15 +3,25 @@
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.autograd.profiler import profile
 
-from tests.support.jobs import TINY, events, train, working_in, write_data
+from tests.support.jobs import TINY, Recorded, events, train, working_in, write_data, write_roles
+from tests.test_conf import job_of
 from trainer.builders import memory
+from trainer.builders.dry_run import dry_run
+from trainer.builders.training import build_training
 from trainer.cli import main
 from trainer.commands.plan import sparkline
+from trainer.config.jobs import TrainJob
+from trainer.loop import update_weights
+from trainer.run import RunOutputs
 
 LENGTHS = ["train.duration=2ep", "train.accumulate=3", "checkpoint.every=3", "checkpoint.keep=20"]
 
@@ -66,6 +76,54 @@ def test_memory_and_parameters_are_counted(folder: Path, capsys: pytest.CaptureF
     assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
     assert sum(group["parameters"] for group in planned["optimizer"]["groups"]) == model["trainable"]
     assert model["modules"][0]["output"] == [8, 3]
+
+
+def test_peak_of_tensors_that_exist_at_the_same_time() -> None:
+    weight = torch.ones(1000, requires_grad=True)
+    with memory.LiveTensors(lambda: [weight]) as live:
+        doubled = weight * 2  # kept for the backward pass by the product below
+        powers = doubled.exp()
+        total = (powers * doubled).sum()
+        assert live.peak == pytest.approx(3 * 4000, rel=0.01)
+        del powers
+        total.backward()
+    # Both factors of the product, and the gradients of both.
+    assert live.peak == pytest.approx(4 * 4000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["train.batch_size=32"],
+        ["task=span_classification", "loss.head_size=16", "train.batch_size=32"],
+        pytest.param(["task=span_classification", "train.accumulate=2"], marks=pytest.mark.slow),
+        pytest.param(["task=token_classification", "loss=crf"], marks=pytest.mark.slow),
+        pytest.param(["task=causal_lm", "model=decoder"], marks=pytest.mark.slow),
+        pytest.param(["task=masked_lm"], marks=pytest.mark.slow),
+        pytest.param(["perturb=awp"], marks=pytest.mark.slow),
+    ],
+)
+def test_memory_of_a_step_is_what_it_allocates(keys: list[str], tmp_path: Path) -> None:
+    with working_in(tmp_path):
+        job = job_of(*TINY, *write_roles(tmp_path), *keys)
+        planned = dry_run(job, "", trial=True, depth=1)["memory"]
+        allocated = measure_allocations(job)
+    estimate = sum(planned.get(part, 0) for part in ("activations", "gradients", "moved"))
+    assert estimate == pytest.approx(allocated, rel=0.05)
+
+
+def measure_allocations(job: TrainJob) -> int:
+    """Return the most bytes that a step of a job has allocated at a time, as torch's allocator counts them."""
+    with ExitStack() as closing:
+        run = build_training(job, "", RunOutputs(Recorded()), None, closing).run
+        run.model.train()
+        batches = run.loader.load(0)
+        update_weights(run, run.steps.total - 1, batches)  # makes the state of the optimizer
+        run.optimizer.zero_grad(set_to_none=True)
+        with profile(profile_memory=True) as recorded:
+            update_weights(run, run.steps.total - 1, batches)
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def test_memory_includes_weights_that_are_unfrozen_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from trainer.builders.memory import (
@@ -69,8 +68,8 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         run = training.run
         # The first device has the largest share of a micro-batch.
         assert isinstance(run.loader, TrainLoader)
-        share, *_ = run.loader.plan.micro_batches(0, run.loader.accumulate, 0, devices)
-        first = run.loader.batches[share]
+        shares = run.loader.plan.micro_batches(0, run.loader.accumulate, 0, devices)
+        first = run.loader.batches[shares[0]]
         document = {
             "data": _data(job, training),
             "steps": _steps(job, training),
@@ -83,10 +82,16 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         state, complete_state = state_bytes(run, (shards, 1))
         certain = certain_bytes(run, state, shards, job.device)
         refuse_what_cannot_fit(certain, available, devices, shards)
-        if trial and sum(certain_bytes(run, complete_state, 1, "cpu").values()) > own_limit:
+        complete = certain_bytes(run, complete_state, 1, "cpu")
+        if trial and sum(complete.values()) > own_limit:
             logger.warning("trial: skipped, because the complete model does not fit this process")
             trial = False
-        activations = _try_update(run, training.state, first) if trial else None
+        activations = None
+        if trial:
+            # In the second micro-batch, all gradients of the first one exist.
+            batches = [first, *(run.loader.batches[share] for share in shares[1:2])]
+            peak = _try_update(run, training.state, batches)
+            activations = max(0, peak - complete["gradients"] - complete.get("moved", 0))
         return {
             **document,
             "memory": step_bytes(run, certain, activations, devices, shards),
@@ -241,24 +246,25 @@ def _optimizer(job: TrainJob, run: Run) -> Document:
     }
 
 
-def _try_update(run: Run, state: TrainState, batch: Batch) -> int:
-    """Make one update and save a checkpoint; return the bytes that the backward pass of a micro-batch needs."""
-    live = LiveTensors(weights_of(run.model, run.loss))
-    counts: list[int] = []
+def _try_update(run: Run, state: TrainState, micro_batches: list[Batch]) -> int:
+    """Make one update and save a checkpoint; return the most bytes of the tensors that the update makes.
 
-    def count_once(tensor: Tensor) -> Tensor:
-        # The backward pass begins with the first tensor that it takes.
-        if not counts:
-            counts.append(live.count())
-        return tensor
+    The weights and the state of the optimizer do not count.
+    """
 
+    def kept() -> Iterator[Tensor]:
+        yield from weights_of(run.model, run.loss)
+        for values in run.optimizer.state.values():
+            yield from (value for value in values.values() if isinstance(value, Tensor))
+
+    live = LiveTensors(kept)
     # Parameters that are frozen up to a step are trained here, because the run needs the most memory at its end.
     set_learning_rate(run.optimizer, run.schedule(0))
-    with live, torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, count_once):
-        update_weights(run, run.steps.total - 1, [batch])
+    with live:
+        update_weights(run, run.steps.total - 1, micro_batches)
     state.advance()
     save_checkpoint(run, state)
-    return sum(counts)
+    return live.peak
 
 
 def _checkpoint(job: TrainJob, snapshot: Snapshot | None) -> Document:

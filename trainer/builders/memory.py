@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,18 +22,26 @@ from trainer.loop import set_learning_rate
 from trainer.report.console import format_bytes
 from trainer.run import Run
 
+_PEAK_ERROR = 0.01
+"""The share of the peak by which `LiveTensors.peak` may be too small."""
+
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is active, records the tensors that operations return, to count the bytes of those that still exist.
+    """While it is active, records the bytes of the tensors that operations return and that exist at the same time.
 
     Args:
-        ignored: Tensors that do not count, nor do views of them.
+        ignored: Returns tensors that do not count, nor do views of them; they may change with time.
+
+    Attributes:
+        peak: The most bytes at a time, up to 1% less.
     """
 
-    def __init__(self, ignored: Iterable[Tensor]) -> None:
+    def __init__(self, ignored: Callable[[], Iterable[Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self.peak = 0
+        self._ignored = ignored
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._bound = 0
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
@@ -42,16 +50,25 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                # A weak reference keeps the address from being used again.
-                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._storages[storage._cdata] = reference, storage.nbytes()
+                if storage._cdata not in self._storages:
+                    # A weak reference keeps the address from being used again.
+                    reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                    self._storages[storage._cdata] = reference, storage.nbytes()
+                    self._bound += storage.nbytes()
+        if self._bound > self.peak * (1 + _PEAK_ERROR):  # to count after each operation would take too long
+            self._bound = self._count()
+            self.peak = max(self.peak, self._bound)
         return result
 
-    def count(self) -> int:
+    def _count(self) -> int:
         """Return the bytes of the tensors that still exist."""
-        counted = (entry for key, entry in self._storages.items() if key not in self._ignored)
-        sizes = [size for storage, size in counted if not storage.expired()]  # type: ignore[no-untyped-call]
-        return sum(sizes)
+        self._storages = {
+            key: entry
+            for key, entry in self._storages.items()
+            if not entry[0].expired()  # type: ignore[no-untyped-call]
+        }
+        ignored = {tensor.untyped_storage()._cdata for tensor in self._ignored()}
+        return sum(size for key, (_, size) in self._storages.items() if key not in ignored)
 
 
 def certain_bytes(run: Run, state: int, shards: int, device: str) -> dict[str, int]:
