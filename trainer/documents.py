@@ -132,6 +132,7 @@ EVENT: Final = {
     "epoch": float,
     "split?": str,
     "weights?": (str, None),
+    "device?": str,
     "threads?": int,
     "processor?": str,
 }

@@ -65,6 +65,12 @@ def file_stem(split: str) -> str:
     return split.replace("/", ".")
 
 
+def describe_split(split: str) -> str:
+    """Return a split in words: `the test split`, `the validation set clean`."""
+    kind, _, name = split.partition("/")
+    return f"the {kind} set {name}" if name else f"the {split} split"
+
+
 def select_monitored(monitor: str | None, splits: Sequence[str]) -> tuple[str, str | None]:
     """Return the validation split and the metric that `checkpoint.monitor` names: the first one and None by default.
 

@@ -1,6 +1,7 @@
 """`trainer card` and `trainer push`: what they say, what they leave to the person, and what they never show."""
 
 import json
+import re
 import shutil
 import threading
 from base64 import b64decode
@@ -189,6 +190,27 @@ def test_scores_of_other_weights_are_not_those_of_the_artifacts(folder: Path) ->
     card = make_card(CardJob(), replace(record, evaluations=others), RUN / "export")
     assert "model-index" not in front_matter(card)
     assert f"{FILL_IN} no evaluation of these weights is stored." in card
+
+
+def test_validation_sets_are_named_in_words(folder: Path, tmp_path: Path) -> None:
+    record, copy = read_run(str(RUN)), tmp_path / "run"
+    shutil.copytree(RUN, copy)
+    (copy / "eval/validation.predictions.parquet").rename(copy / "eval/validation.clean.predictions.parquet")
+    assert record.best is not None
+    named = {"split": "validation/clean"}
+    sets = replace(
+        record,
+        folder=copy,
+        evaluations={"validation.clean": record.evaluations["validation"] | named},
+        events=[event | named if event.get("split") == "validation" else event for event in record.events],
+        best=record.best | named,
+    )
+    card = make_card(CardJob(), sets, RUN / "export")
+    assert "validation.clean" not in card
+    assert {each.dataset_split for each in ModelCard(card).data.eval_results or []} == {"validation/clean"}
+    assert "\nOn the validation set clean, " in card
+    assert "\nThe lowest F1 on the validation set clean:\n" in card
+    assert re.search(r", (not )?the best( of the run)? by accuracy on the validation set clean \(", card)
 
 
 def test_a_changed_card_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from trainer.commands.report_sections import (
     evaluation_section,
     interval_of,
     part_name,
+    shown_split,
 )
 from trainer.commands.run_folders import RunRecord, find_artifacts, read_run
 from trainer.config.jobs import CardJob, TrainJob
@@ -49,6 +50,7 @@ from trainer.report.statistics import (
     measure_baseline,
     read_columns,
 )
+from trainer.validation_sets import describe_split
 
 FILL_IN: Final = "**To be filled in:**"
 """The start of a line that only a person can write."""
@@ -196,10 +198,10 @@ def _front_matter(job: CardJob, record: RunRecord, manifest: Document, name: str
     results = [
         {
             "task": {"type": pipeline or kind},
-            "dataset": {"name": dataset, "type": dataset, "split": split},
+            "dataset": {"name": dataset, "type": dataset, "split": shown_split(stem, scores)},
             "metrics": metrics,
         }
-        for split, scores in record.evaluations.items()
+        for stem, scores in record.evaluations.items()
         if (metrics := _metrics(scores))
     ]
     return {**front, "model-index": [{"name": name, "results": results}]} if results else front
@@ -247,13 +249,13 @@ def _loading(artifacts: Path, manifest: Document) -> str:
 
 
 def _evaluated(record: RunRecord) -> tuple[str, Path, Document] | None:
-    """Return split, file and metadata of the predictions to describe; None if none belong to the scores."""
-    for split in ("test", record.monitored_evaluation):
-        scores, file = record.evaluations.get(split), predictions_file(record.folder / EVALUATIONS / f"{split}.json")
+    """Return split (in words), file and metadata of the predictions to describe; None if none belong to the scores."""
+    for stem in ("test", record.monitored_evaluation):
+        scores, file = record.evaluations.get(stem), predictions_file(record.folder / EVALUATIONS / f"{stem}.json")
         if scores is not None and file.is_file():
             about = read_about(file)
             if about.get("digest") == scores.get("digest"):
-                return split, file, about
+                return describe_split(shown_split(stem, scores)), file, about
     return None
 
 
@@ -268,7 +270,7 @@ def _scores_text(record: RunRecord) -> str:
     if baseline is None:
         return ""
     known = ", ".join(f"{words(key)} {value:.4f}" for key, value in baseline.scores.items())
-    return f"## Comparison\n\nOn the {split} split, {_inline(baseline.answer)} gives {known}."
+    return f"## Comparison\n\nOn {_inline(split)}, {_inline(baseline.answer)} gives {known}."
 
 
 def _limits(job: CardJob, record: RunRecord, artifacts: Path, manifest: Document) -> str:
@@ -339,7 +341,8 @@ def _exported_score(record: RunRecord, origin: Document) -> str:
     if not isinstance(score, dict) or not is_known or not isinstance(score.get("value"), int | float):
         return ""
     rank = "the best" if best.get("step") == origin.get("step") else "not the best of the run"
-    return f", {rank} by {words(str(score['name']))} on the validation split ({score['value']:.4g})"
+    split = describe_split(record.validation_sets[0])
+    return f", {rank} by {words(str(score['name']))} on {_inline(split)} ({score['value']:.4g})"
 
 
 def _worst(split: str, file: Path, about: Document) -> str:
@@ -352,7 +355,7 @@ def _worst(split: str, file: Path, about: Document) -> str:
         if not errors:
             return ""
         bound = errors[math.ceil(0.95 * len(errors)) - 1]
-        return f"On the {split} split, 5% of the {len(errors)} predictions are wrong by more than {bound:.4g}.\n\n"
+        return f"On {_inline(split)}, 5% of the {len(errors)} predictions are wrong by more than {bound:.4g}.\n\n"
     if kind == "tags":
         counts = count_entities(targets, predictions)
     elif kind == "spans":
@@ -373,7 +376,7 @@ def _worst(split: str, file: Path, about: Document) -> str:
     ]
     missing = len(counts.names) - len(present)
     note = f"\n\n{counted(missing, 'class', 'has')} no row in this split, and so no score." if missing else ""
-    return f"The lowest F1 on the {split} split:\n\n{_table(Table('', columns, rows))}{note}\n\n"
+    return f"The lowest F1 on {_inline(split)}:\n\n{_table(Table('', columns, rows))}{note}\n\n"
 
 
 def _data_text(job: CardJob, record: RunRecord) -> str:

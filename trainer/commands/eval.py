@@ -238,7 +238,7 @@ def evaluate_split(
     document |= source
     create_folder(file.parent)
     values = _compute_values(checkpointed, encoded, document, file if keeps_predictions else None, ranks)
-    evaluation = Evaluation(name, values, {}, {}, [], {})
+    evaluation = Evaluation(name if changed else split, values, {}, {}, [], {})
     if ranks is not None and not ranks.is_first:
         return evaluation
     if keeps_predictions:
@@ -400,22 +400,27 @@ def is_evaluation(file: Path) -> bool:
     return False
 
 
-def print_scores(console: Console, checkpointed: CheckpointedModel, evaluation: Evaluation) -> None:
-    """Print the table of an evaluation, and below it what its numbers do not say."""
-    print_table(console, str(checkpointed.folder), *_score_table(checkpointed, evaluation))
-    for note in evaluation.notes():
-        print_indented(console, "  ", note)
+def print_scores(console: Console, checkpointed: CheckpointedModel, *evaluations: Evaluation) -> None:
+    """Print a table of evaluations of one model, and below it what its numbers do not say."""
+    print_table(console, str(checkpointed.folder), *_score_table(checkpointed, evaluations))
+    for evaluation in evaluations:
+        for note in evaluation.notes():
+            print_indented(console, "  ", note if len(evaluations) == 1 else f"{evaluation.name}: {note}")
 
 
-def _score_table(checkpointed: CheckpointedModel, evaluation: Evaluation) -> tuple[list[str], list[list[object]]]:
-    """Return the columns and rows of the table of an evaluation: its values, and their intervals if there are some."""
-    names = _metric_order(checkpointed, evaluation)
-    scores = map(evaluation.values.get, names)
-    rows: list[list[object]] = [[evaluation.name, checkpointed.step, checkpointed.weights, *scores]]
-    if evaluation.intervals:
-        ends = [evaluation.intervals.get(name) for name in names]
-        shown = [None if pair is None else " to ".join(map(format_number, pair)) for pair in ends]
-        rows.append(["95% interval", None, None, *shown])
+def _score_table(
+    checkpointed: CheckpointedModel, evaluations: Sequence[Evaluation]
+) -> tuple[list[str], list[list[object]]]:
+    """Return the columns and rows of a table of evaluations: their values, and their intervals if there are some."""
+    names = _metric_order(checkpointed, evaluations[0])
+    rows: list[list[object]] = []
+    for evaluation in evaluations:
+        scores = map(evaluation.values.get, names)
+        rows.append([evaluation.name, checkpointed.step, checkpointed.weights, *scores])
+        if evaluation.intervals:
+            ends = [evaluation.intervals.get(name) for name in names]
+            shown = [None if pair is None else " to ".join(map(format_number, pair)) for pair in ends]
+            rows.append(["95% interval", None, None, *shown])
     return ["split", "step", "weights", *names], rows
 
 

@@ -159,7 +159,8 @@ def log_start(job: TrainJob, training: Training, snapshot: Snapshot | None, is_n
     # `resume` even without a checkpoint if an earlier process left events: it takes back those after its step.
     event = "start" if is_new else "resume"
     software = {"versions": current_versions(), "total_steps": run.steps.total, "data": training.data_report.measures()}
-    run.log(event, state.step, {"seed": job.seed, **describe_machine(run.device), **software})
+    machine = {"device": str(run.device), **describe_machine(run.device)}
+    run.log(event, state.step, {"seed": job.seed, **machine, **software})
     log_sparsity(training)
 
 

@@ -463,18 +463,20 @@ def _finish(job: TrainJob, folder: Path, training: Training, console: Console, b
         sets = validation_splits(best.encoded.splits)
         split = "test" if "test" in best.encoded.splits else resolve_split(VALIDATION, best.job)
         _keep_changes(folder / REPORT, is_own_page)
+        evaluations = {}
         for each in dict.fromkeys((*sets, split) if job.eval.predictions else (split,)):
             file = folder / EVALUATIONS / f"{file_stem(each)}.json"
             _keep_changes(file, is_evaluation)
             _keep_changes(predictions_file(file), is_predictions)
-            evaluation = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=job.eval.predictions)
-    run, state = training.run, training.state
-    event = {"split": split, "weights": best.weights, "best_step": best.step, **evaluation.values}
-    run.log("eval", state.step, event)
+            keeps = job.eval.predictions
+            evaluations[each] = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=keeps)
+    run, state, values = training.run, training.state, evaluations[split].values
+    run.log("eval", state.step, {"split": split, "weights": best.weights, "best_step": best.step, **values})
     if board is not None:
-        log_result(board, best, split, evaluation.values, state.step)
+        log_result(board, best, split, values, state.step)
     if job.logger.console != "none":
-        print_scores(console, best, evaluation)
+        shown = evaluations if len(sets) > 1 else {split: evaluations[split]}
+        print_scores(console, best, *shown.values())
     save_model(best)
     try:
         artifacts = export_artifacts(best, job.export, split)
