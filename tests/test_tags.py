@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +17,15 @@ from torch import Tensor
 from tests.support.answers import assert_close
 from tests.support.jobs import train, working_in
 from trainer.cli import main
-from trainer.export.bundle.answers import best_sequence
-from trainer.tags import TagTransitions, decode_tags, follows_scheme, forbid_transitions, parse_transitions
+from trainer.export.bundle.answers import best_sequence, rate_entities
+from trainer.tags import (
+    TagTransitions,
+    decode_tags,
+    follows_scheme,
+    forbid_transitions,
+    parse_transitions,
+    sum_sequences,
+)
 
 BIO = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
 BIOES = ["O", "B-X", "I-X", "E-X", "S-X", "S-Y"]
@@ -151,6 +159,17 @@ def test_script_of_artifacts_finds_the_same_tags(width: int, num_tags: int, seed
     output = torch.randn(1, width, num_tags, generator=torch.Generator().manual_seed(seed))
     decoded = decode_tags(output, torch.ones(1, width, dtype=torch.bool), transitions)
     assert best_sequence(output[0].numpy(), transitions.document()) == decoded[0].argmax(dim=1).tolist()
+
+
+def test_a_score_that_is_not_a_number_has_no_probability() -> None:
+    scores = torch.zeros(2, 3)
+    scores[1, 1] = torch.nan
+    (sums,) = sum_sequences([scores], transitions_of(3))
+    every = np.ones(3, dtype=bool)
+    assert np.isnan(sums.probability(0, [1], every, every))
+    spans: list[dict[str, Any]] = [{"start": 0, "end": 1}]
+    rate_entities(spans, [0, 1], [1, 0], ["O", "B-x", "I-x"], scores.numpy(), None)
+    assert np.isnan(spans[0]["probability"])
 
 
 ALTERNATING = ["task=token_classification", "optimizer.lr=1e-5", "train.duration=20", "train.eval_every=20"]

@@ -193,7 +193,8 @@ class TagSums(NamedTuple):
             total += self.after[last, own[-1]]
         else:
             total += _log_sum((between[own[-1]] + self.scores[last + 1] + self.after[last + 1])[may_follow])
-        return float(np.exp(min(0.0, total - _log_sum(self.before[-1] + self.after[-1]))))
+        # NumPy's minimum, unlike Python's, is NaN if a score is.
+        return float(np.exp(np.minimum(0.0, total - _log_sum(self.before[-1] + self.after[-1]))))
 
 
 def sum_sequences(outputs: Sequence[Tensor], transitions: TagTransitions) -> list[TagSums]:

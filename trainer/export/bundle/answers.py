@@ -260,7 +260,7 @@ def rate_entities(
             total += np.logaddexp.reduce(sums, initial=-np.inf)
         else:
             total += after[last][own[-1]]
-        span["probability"] = round(float(np.exp(min(0.0, total - everything))), 6)
+        span["probability"] = round(float(np.exp(np.minimum(0.0, total - everything))), 6)
 
 
 def by_label(value: Any, labels: list[str]) -> np.ndarray:
