@@ -313,6 +313,7 @@ class Table:
             start += len(names)
         num_values = 0
         errors = RowErrors()
+        advised: set[str] = set()
         for row, place, cells in records:
             values: dict[str, Any] = {}
             try:
@@ -320,7 +321,9 @@ class Table:
                     values[role] = parse(cells[position])
             except ValueError as error:
                 for column, problem in self._cell_problems(role, cells[position], error):
-                    message = format_error(f"{place}, column {column!r}", problem, REMEDIES[role])
+                    remedy = "" if role in advised else REMEDIES[role]
+                    advised.add(role)
+                    message = format_error(f"{place}, column {column!r}", problem, remedy)
                     # Nobody may have chosen these features, and then no cell of a column may be usable.
                     errors.add(message, f"{column} {problem}" if role == "features" else None)
                 continue
