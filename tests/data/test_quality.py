@@ -1,3 +1,5 @@
+from hashlib import blake2b
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -34,6 +36,17 @@ def test_digests_ignore_white_space_and_separate_inputs_from_targets() -> None:
     first, second, third, fourth = digests[TARGET_DIGEST]
     assert first == second == third != fourth
     assert all(-(2**63) <= value < 2**63 for values in digests.values() for value in values)
+
+
+def test_digests_are_those_that_old_runs_and_predictions_contain() -> None:
+    rows = {"text": ["a b", "é\n"], "text_pair": ["", "c"], "label": ["x", "y"], "row": [1, 2]}
+    digests = row_digests(rows, ("text", "text_pair", "label"))
+    expected = {INPUT_DIGEST: [b"a b\0\0", "é\0c\0".encode()], TARGET_DIGEST: [b"x\0", b"y\0"]}
+    assert digests == {
+        name: [int.from_bytes(blake2b(each, digest_size=8).digest(), "big", signed=True) for each in contents]
+        for name, contents in expected.items()
+    }
+    assert row_digests({"text": [], "row": []}, ("text",)) == {INPUT_DIGEST: [], TARGET_DIGEST: []}
 
 
 def test_digests_separate_roles() -> None:
