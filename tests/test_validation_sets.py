@@ -21,7 +21,10 @@ from tests.support.jobs import (
 from tests.support.ranks import run_ranks
 from trainer.cli import main
 from trainer.commands.run_folders import read_run
+from trainer.config.command import check_command
+from trainer.config.stored import config_text, job_from_text, load_stored_config
 from trainer.data.quality import GROUP_DIGEST, INPUT_DIGEST, TARGET_DIGEST, measure_quality
+from trainer.errors import ConfigError
 from trainer.report.screen import Course, EvaluationTable
 from trainer.run import Validation
 from trainer.state import Score, TrainState
@@ -170,6 +173,43 @@ def test_other_sources_of_files_have_named_sets(source: str, tmp_path: Path) -> 
         tiny = [key for key in TINY if not key.startswith("model.hidden")]
         assert train(tmp_path / "run", *tiny, *task, *keys, "train.duration=1") == 0
     assert {event["split"] for event in events(tmp_path / "run", "eval")} == set(SPLITS)
+
+
+def test_a_run_of_an_earlier_version_may_monitor_a_set_with_the_name_of_a_metric(
+    run: Path, data: dict[str, str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    stored = load_stored_config(copy)
+    stored["data"]["validation"] = {"noisy": data["noisy"], "loss": data["clean"]}
+    stored["checkpoint"]["monitor"] = "loss"
+    (copy / "config.yaml").write_text(config_text(stored), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^checkpoint\.monitor: is a validation set and a metric, got 'loss'"):
+        check_command(
+            "train", job(data, f"{{noisy: {data['noisy']}, loss: {data['clean']}}}", "checkpoint.monitor=loss")
+        )
+    resumed = check_command("train", [f"resume={copy}"]).single
+    assert resumed is not None
+    assert resumed.config["checkpoint"]["monitor"] == "loss"
+    assert job_from_text(config_text(stored), ()).checkpoint.monitor == "loss"
+
+
+def test_the_end_of_a_run_shows_all_sets(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [*job(data, both(data)), "data.split.test=0.1", "train.duration=2", "train.eval_every=2"]
+    assert train(tmp_path / "run", *keys, "logger.console=plain") == 0
+    table = capsys.readouterr().out.rpartition("95% interval")[0].splitlines()[-6:]
+    assert [name for line in table for name in line.split()[:1]][-5:] == [
+        "validation/clean",
+        "95%",
+        "validation/noisy",
+        "95%",
+        "test",
+    ]
+    assert events(tmp_path / "run", "eval")[-1]["split"] == "test"
+    (start,) = events(tmp_path / "run", "start")
+    assert start["device"] == "cpu"
 
 
 def test_splits_of_the_hub_are_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,8 +46,13 @@ def job(*overrides: str) -> list[str]:
 
 
 def build_plan(*overrides: str) -> tuple[BatchPlan, list[str]]:
+    """Return the plan of a job on the files, and the label of each training sample."""
+    return plan_of(job(*overrides))
+
+
+def plan_of(keys: list[str]) -> tuple[BatchPlan, list[str]]:
     """Return the plan of a job, and the label of each training sample."""
-    made = job_of(*job(*overrides))
+    made = job_of(*keys)
     task = build_task(made)
     encoded = build_encoded(made, task, fitted=False)
     names = task.info().class_names or []
@@ -192,6 +197,7 @@ def test_one_value_is_drawn_like_the_whole() -> None:
             ["loader.sampler=weighted", "loader.weights=weight", "loader.sampler_column=site"],
             "loader.sampler_column: has no effect with a column of weights, got 'site'. Set it to null.",
         ),
+        (["loader.sampler=weighted", "loader.weights={}"], "loader.weights: gives every row the same weight, got {}. "),
         (["loader.sampler=weighted", "loader.weights={a:-1}"], "loader.weights.a: must be at least 0, got -1"),
         (["loader.sampler=weighted", "loader.weights={a:inf}"], "loader.weights.a: must be finite and at least 0, got"),
         (
@@ -235,6 +241,52 @@ def test_a_mix_needs_files(folder: Path) -> None:
         check_command("train", ["data.mix={one.csv:1}"])
 
 
+@pytest.fixture(scope="module")
+def saved(folder: Path) -> list[str]:
+    """Return the keys of a job on a saved data set with the rows of the files as its splits."""
+    from datasets import Dataset, DatasetDict, disable_progress_bars
+
+    disable_progress_bars()
+    tables = {name: Dataset.from_csv(f"{name}.csv", cache_dir="csv") for name in ("one", "two", "validation")}
+    DatasetDict(tables).save_to_disk("saved")
+    splits = "data.splits={train:[one,two],validation:validation,test:null}"
+    return ["data=hub", "data.path=saved", splits, "data.split.test=0", "data.cache_dir=cache", *TEXT]
+
+
+def test_splits_of_the_hub_are_mixed_as_files_are(saved: list[str]) -> None:
+    def labels_of(keys: list[str]) -> list[str]:
+        plan, labels = plan_of([*keys, "train.batch_size=5"])
+        return [labels[sample] for step in range(plan.steps_per_epoch) for sample in plan.batch(step).ids]
+
+    assert labels_of(saved) == labels_of(job())
+    assert labels_of([*saved, "data.mix={one:1,two:3}"]) == labels_of(job("data.mix={one.csv:1,two.csv:3}"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["data.mix={one:1}"], "data.mix: has no share for a training split, got 'two'. Add it."),
+        (
+            ["data.mix={one:1,two:1,three:1}"],
+            "data.mix: names no split of data.splits.train with rows for training, got 'three'. Leave it out, or add",
+        ),
+        (["data.mix={one:1,two:1}", "data.splits.train=one"], "data.mix: needs several splits in data.splits.train,"),
+        (["data.splits.train=[one,one]"], "data.splits.train: must not name a split twice, got ['one', 'one']. Leave"),
+        (["data.splits.train=[one,validation]"], "data.splits.train: must not name the split of validation or test, "),
+        (
+            ["data.splits.train=[one,two]", "data.splits.validation={clean:two}"],
+            "data.splits.train: must not name the split of a validation set, got ['one', 'two']. Leave it out of one",
+        ),
+        (["data.splits.validation=[two]"], "data.splits.validation: must be the name of a split, got ['two']. Name"),
+        (["data.splits.train=[one,tow]"], "data.splits.train: the data set has no such split, got 'tow'. Did you mean"),
+    ],
+)
+def test_wrong_splits_of_the_hub_are_reported(keys: list[str], message: str, saved: list[str]) -> None:
+    with pytest.raises(TrainerError) as caught:
+        plan_of([*saved, *keys])
+    assert any(each.startswith(message) for each in caught.value.messages), caught.value.messages
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -260,7 +312,7 @@ def test_a_mix_needs_files(folder: Path) -> None:
         ),
         (
             ["data.mix={one.csv:1,two.csv:1}", "loader.sampler=weighted", "loader.weights={a:0}"],
-            "loader.weights: all weights of a file of data.mix are 0, got 'one.csv'. Raise one, or leave the file out",
+            "loader.weights: all weights of an entry of data.mix are 0, got 'one.csv'. Raise one, or leave it out of",
         ),
         (["data.mix={one.csv:1,two.csv:1}", "data.folds=3"], "data.mix: has no share for a training file, got 'valid"),
         (

@@ -91,6 +91,25 @@ def test_several_splits_are_validation_sets() -> None:
         hub(splits=SPLITS | {"validation": {"clean": "dev", "noisy": "wob"}}).load(("text",))
 
 
+def test_several_splits_train_and_their_rows_are_found() -> None:
+    tables = {"train": rows(range(60)), "extra": rows(range(60, 90))}
+    DatasetDict(tables).save_to_disk("data")
+    source = hub(splits=SPLITS | {"train": ["train", "extra"]})
+    splits = source.load(("text", "label"))
+    whole = hub(splits=SPLITS).load(("text", "label"))
+    assert {name: found["text"][: len(whole[name])] for name, found in splits.items()} == {
+        name: found["text"][:] for name, found in whole.items()
+    }  # held out by the same hash, from both
+    for split, found in splits.items():
+        for text, row in zip(found["text"], found["row"], strict=True):
+            number = int(text.removeprefix("number "))
+            own, first = ("train", 0) if number < 60 else ("extra", 60)
+            assert source.locate_row(split, row) == (own, number - first + 1)
+            assert source.describe_row(split, row) == f"data, split {own}, row {number - first + 1}"
+    assert {row for row, _ in source.read_columns("train", ["size"])} >= set(splits["train"]["row"])
+    assert hub(splits=SPLITS).locate_row("train", 7) == (None, 7)
+
+
 def test_classes_become_names_and_images_stay_encoded(data: str) -> None:
     source = hub()
 

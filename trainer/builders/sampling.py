@@ -15,6 +15,7 @@ from trainer.config.compatibility import SAMPLER_KEYS
 from trainer.config.jobs import TrainJob
 from trainer.data.data_files import FileSource
 from trainer.data.encode import Encoded
+from trainer.data.hub import Hub
 from trainer.data.order import GroupSampler
 from trainer.data.splits import file_part
 from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
@@ -93,7 +94,7 @@ def _mix(job: TrainJob, encoded: Encoded, rule: _SamplerRule, mix: Mapping[str, 
     weights = rule.weights[group_of] * (np.bincount(codes) if rule.per_row else 1)
     totals = np.bincount(file_of, weights, minlength=len(files))
     if empty := [file for file, total in zip(files, totals.tolist(), strict=True) if not total]:
-        problem, remedy = "all weights of a file of data.mix are 0", "Raise one, or leave the file out of data.mix"
+        problem, remedy = "all weights of an entry of data.mix are 0", "Raise one, or leave it out of data.mix"
         raise DataError(*(format_error("loader.weights", problem, remedy, value=file) for file in empty))
     shares = np.array([mix[file] for file in files], np.float64)
     shares /= shares.max()
@@ -183,28 +184,29 @@ def _group_by_file(job: TrainJob, encoded: Encoded, mix: Mapping[str, float]) ->
     source, rows = encoded.source, as_array(encoded.splits["train"].data.column("row").combine_chunks())
     assert isinstance(source, LocatesRows), "the config has been checked"
     part = locate("data", job.data)
+    noun = "split" if part is Hub else "file"
     # Our sources write the file into the row's number, so only one row of each file is looked up.
-    places = file_part(rows) if isinstance(part, type) and issubclass(part, FileSource) else rows
+    places = file_part(rows) if isinstance(part, type) and issubclass(part, FileSource | Hub) else rows
     _, first, place_codes = np.unique(places, return_index=True, return_inverse=True)
     files = [source.locate_row("train", row)[0] or "" for row in rows[first].tolist()]
     names = list(mix)
-    named = {name: _matching(name) for name in names}
+    # The split of a data set is a name, whatever files there are.
+    named = {name: {Path(name).resolve()} if part is Hub else _matching(name) for name in names}
     codes: dict[str, int] = {}
     problems = []
     for file in dict.fromkeys(files):
         found = [number for number, name in enumerate(names) if Path(file).resolve() in named[name]]
         codes[file] = found[0] if found else 0
         if not found:
-            problems.append(format_error("data.mix", "has no share for a training file", "Add it", value=file))
+            problems.append(format_error("data.mix", f"has no share for a training {noun}", "Add it", value=file))
         elif len(found) > 1:
-            problem = f"names a file twice, as {names[found[0]]!r} and {names[found[1]]!r}"
+            problem = f"names a {noun} twice, as {names[found[0]]!r} and {names[found[1]]!r}"
             problems.append(format_error("data.mix", problem, "Keep one", value=file))
     for number, name in enumerate(names):
         if number not in codes.values():
-            problem = "names no file of data.train with rows for training"
-            problems.append(
-                format_error("data.mix", problem, "Leave it out, or add the file to data.train", value=name)
-            )
+            key = "data.splits.train" if part is Hub else "data.train"
+            problem, remedy = f"names no {noun} of {key} with rows for training", f"Leave it out, or add it to {key}"
+            problems.append(format_error("data.mix", problem, remedy, value=name))
     if problems:
         raise DataError(*problems)
     return np.array([codes[file] for file in files], dtype=np.int64)[place_codes], names

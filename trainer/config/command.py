@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
+from trainer.config.compatibility import validate_new_job
 from trainer.config.groups import Groups, KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
@@ -278,7 +279,7 @@ def _derive(
 def _check_config(
     config: Mapping[str, Any], known: KnownKeys, findings: _Findings, check_inputs: InputCheck | None
 ) -> None:
-    problems = validate_config(config, known)
+    problems = [*validate_config(config, known), *validate_new_job(config)]
     findings.problems += problems
     reported = {problem.partition(":")[0] for problem in problems}
     missing_data, missing = missing_paths(locate_paths(config, known.job_type), known.job_type, reported)

@@ -60,6 +60,18 @@ def validate_compatibility(config: Mapping[str, Any], groups: Groups) -> Iterato
     yield from validate_formats(config, groups)
 
 
+def validate_new_job(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of a new job in what earlier versions accepted, so that a stored job may have them."""
+    known, monitor = part_attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
+    sets = named_sets(validation_of(config.get("data")))
+    if monitor in sets and monitor in ("loss", *(known or ()), *metric_names(config.get("metrics"))):
+        remedy = f"Write {monitor}/<metric> for the set, or {sets[0]}/{monitor} for the metric"
+        yield format_error("checkpoint.monitor", "is a validation set and a metric", remedy, value=monitor)
+    if value_at(config, "loader.weights") == {} and value_at(config, "loader.sampler") == "weighted":
+        remedy = "Set loader.weights={<value>:<weight>}, or loader.sampler=shuffled"
+        yield format_error("loader.weights", "gives every row the same weight", remedy, value={})
+
+
 def value_at(config: object, key: str) -> Any:
     """Return the value of a dotted key, or None if there is none."""
     for name in key.split("."):
@@ -123,10 +135,6 @@ def _validate_model(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
 def _validate_monitor(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problem of a monitored metric that the task never has, whatever its data."""
     known, monitor = part_attribute(config, "task", "monitors"), value_at(config, "checkpoint.monitor")
-    sets, metrics = named_sets(validation_of(config.get("data"))), ("loss", *(known or ()))
-    if monitor in sets and monitor in (*metrics, *metric_names(config.get("metrics"))):
-        remedy = f"Write {monitor}/<metric> for the set, or {sets[0]}/{monitor} for the metric"
-        yield format_error("checkpoint.monitor", "is a validation set and a metric", remedy, value=monitor)
     if isinstance(monitor, str):
         if set_problem(monitor, validation := validation_of(config.get("data"))) is not None:
             return
@@ -203,7 +211,12 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     mix, source = value_at(config, "data.mix"), str(value_at(config, "data._target_"))
     if mix is not None and source.startswith(OWN) and part_attribute(config, "data", "row_noun") is None:
         problem = "needs a source whose training files you name"
-        yield format_error("data.mix", problem, "Use data=files, data=lines or data=conll, or set data.mix=null")
+        remedy = "Use data=files, data=lines or data=conll, or set data.mix=null"
+        if not part_attribute(config, "data", "mixes_splits"):
+            yield format_error("data.mix", problem, remedy)
+        elif isinstance(value_at(config, "data.splits.train"), str):
+            remedy = "Set data.splits.train=[<split>,<split>], or data.mix=null"
+            yield format_error("data.mix", "needs several splits in data.splits.train", remedy, value=mix)
     if weights is not None and sampler in ("shuffled", "balanced"):
         yield format_error("loader.weights", "has no effect here", "Set loader.sampler=weighted", value=weights)
     if weights is None and sampler == "weighted":

@@ -73,7 +73,7 @@ class DataKeys:
     mix: Annotated[dict[DataFile, Positive], MinLen(1)] | None = key(
         None,
         "share of the training samples of an epoch for each training file or pattern of files, such as "
-        "{a.csv: 0.7, b.csv: 0.3}; null draws every sample once",
+        "{a.csv: 0.7, b.csv: 0.3}, or with data=hub for each of several training splits; null draws every sample once",
     )
     max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
     max_expansion: Count = key(

@@ -131,6 +131,8 @@ def _path_values(config: Mapping[str, Any], job_type: type) -> Iterator[tuple[st
         except LookupError:
             signature = None
         annotations = schema.shared_keys(jobs.TrainJob, group) | dict(signature.annotations if signature else {})
+        if group == _DATA and signatures.attribute(str(part.get("_target_")), "mixes_splits"):
+            del annotations["mix"]
         yield from ((group, key, value, annotations[key]) for key, value in part.items() if key in annotations)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import MinLen
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows, unescape_tab
@@ -52,7 +55,8 @@ class Hub:
         name: The configuration, if the data set has several.
         revision: A branch, tag or commit of the hub; None for the newest.
         splits: The data set's names of `train`, `validation` and `test`; None holds out a share of training. For
-            `validation`, also the data set's names of several validation sets by name.
+            `train`, also several of them, whose rows follow each other; for `validation`, also the data set's names of
+            several validation sets by name.
         columns: The column of each role; `text`, `value` and `features` may have several. `features` None takes
             all columns without another requested role; any other role None has no column.
         split: Shares of `validation` and `test` in [0, 1), for splits without a name; 0 for no test split. `group`: the
@@ -64,6 +68,9 @@ class Hub:
     Raises:
         ConfigError: An argument is out of its range.
     """
+
+    mixes_splits: ClassVar[bool] = True
+    """Entries of `data.mix` are splits of the data set instead of files."""
 
     @validated(
         *GROUPED_SPLIT_KEYS,
@@ -80,7 +87,37 @@ class Hub:
             "a split by time cannot keep the rows of a group together",
             "Set data.split.group=null or data.split.time=null, or name all splits of the data set",
         ),
-        Rule("isinstance(splits['train'], str)", "splits.train", "must be the name of a split"),
+        Rule(
+            "isinstance(splits['train'], str) or isinstance(splits['train'], list)",
+            "splits.train",
+            "must be the name of a split, or a list of names",
+        ),
+        Rule(
+            "not isinstance(splits['train'], list) or len(set(splits['train'])) == len(splits['train'])",
+            "splits.train",
+            "must not name a split twice",
+            "Leave it out once; data.mix can draw from a split more often",
+        ),
+        Rule(
+            "not isinstance(splits['train'], list)"
+            " or all(splits[name] not in splits['train'] for name in ['validation', 'test'])",
+            "splits.train",
+            "must not name the split of validation or test",
+            "Leave it out of one of them",
+        ),
+        Rule(
+            "not isinstance(splits['train'], list) or not isinstance(splits['validation'], dict)"
+            " or all(splits['validation'][name] not in splits['train'] for name in splits['validation'])",
+            "splits.train",
+            "must not name the split of a validation set",
+            "Leave it out of one of them",
+        ),
+        Rule(
+            "not isinstance(splits['validation'], list)",
+            "splits.validation",
+            "must be the name of a split",
+            "Name each set: data.splits.validation={{first: <split>, second: <split>}}",
+        ),
         Rule(
             "splits['test'] is None or isinstance(splits['test'], str)",
             "splits.test",
@@ -104,7 +141,9 @@ class Hub:
         path: DataName,
         name: str | None,
         revision: str | None,
-        splits: Mapping[str, NonEmptyStr | Mapping[NonEmptyStr, NonEmptyStr] | None],
+        splits: Mapping[
+            str, NonEmptyStr | Annotated[list[NonEmptyStr], MinLen(1)] | Mapping[NonEmptyStr, NonEmptyStr] | None
+        ],
         columns: RoleColumns,
         split: GroupedShares,
         list_separator: NonEmptyStr,
@@ -113,7 +152,7 @@ class Hub:
         self._path, self._name, self._revision = path, name, revision
         raise_if_any(*name_problems(splits["validation"], "splits.validation"))
         named: Mapping[str, Any] = {"train": splits["train"], **by_split(splits["validation"]), "test": splits["test"]}
-        self._splits: dict[str, str | None] = dict(named)
+        self._splits: dict[str, str | list[str] | None] = dict(named)
         self._columns = {**in_role_order(columns, list(ROLE_NOUNS)), **split_columns(split)}
         self._list_separator = unescape_tab(list_separator)
         self._cache_dir = cache_dir
@@ -127,7 +166,7 @@ class Hub:
         digest = blake2b(repr(settings).encode(), digest_size=16)
         folder = self._folder
         if folder is None:
-            for rows in self._tables.values():
+            for rows in (table for tables in self._tables.values() for table in tables):
                 # The library's fingerprint depends on the revision, the configuration and the split.
                 digest.update(str(rows._fingerprint).encode())
         else:
@@ -150,11 +189,22 @@ class Hub:
 
     def describe_row(self, split: str, row: int) -> str:
         """Return `stanfordnlp/imdb, split train, row 18`."""
-        return f"{self._path}, split {self._splits.get(split) or self._splits['train']}, row {split_row_id(row)[1]}"
+        number, record = split_row_id(row)
+        return f"{self._path}, split {self._names_of(split)[number]}, row {record}"
 
-    def locate_row(self, split: str, row: int) -> tuple[None, int]:
-        """Return the number of a row in its split."""
-        return None, split_row_id(row)[1]
+    def locate_row(self, split: str, row: int) -> tuple[str | None, int]:
+        """Return the number of a row in its split of the data set, and the name of that split if training has several.
+
+        The lists of rows that earlier versions wrote name no split.
+        """
+        number, record = split_row_id(row)
+        return (self._names_of(split)[number] if len(self._names_of("train")) > 1 else None), record
+
+    def _names_of(self, split: str) -> list[str]:
+        """Return the names in the data set of a split, or of training, from which it is held out."""
+        names = self._splits.get(split) or self._splits["train"]
+        assert names is not None
+        return [names] if isinstance(names, str) else names
 
     def describe_role(self, role: str) -> str:
         """Return `data.columns.label=sentiment`."""
@@ -162,7 +212,8 @@ class Hub:
 
     def column_names(self, split: str) -> list[str]:
         """Return the columns of a split."""
-        return list(self._tables[split if split in self._tables else "train"].column_names)
+        first, *others = self._tables[split if split in self._tables else "train"]
+        return [name for name in first.column_names if all(name in rows.column_names for rows in others)]
 
     def read_columns(self, split: str, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
         """Yield the column `row` and the cells of some columns, for all rows of a split."""
@@ -177,8 +228,8 @@ class Hub:
         return folder if folder.is_dir() else None
 
     @cached_property
-    def _tables(self) -> dict[str, Dataset]:
-        """The named splits of the data set."""
+    def _tables(self) -> dict[str, list[Dataset]]:
+        """The named splits of the data set, as often as they have names."""
         from datasets import config, disable_progress_bars, load_dataset, load_from_disk
 
         disable_progress_bars()
@@ -201,8 +252,9 @@ class Hub:
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(self._load_problem(error)) from error
         tables: DatasetDict | dict[str, Dataset] = loaded if isinstance(loaded, dict) else {"train": loaded}
-        for split, name in self._splits.items():
-            if name is not None and name not in tables:
+        names = {split: self._names_of(split) for split, name in self._splits.items() if name is not None}
+        for split, name in ((split, name) for split, several in names.items() for name in several):
+            if name not in tables:
                 remedy = did_you_mean(name, list(tables))
                 if split in ("validation", "test"):
                     remedy += f"; data.splits.{split}=null holds out a share of training"
@@ -211,7 +263,7 @@ class Hub:
                         f"data.splits.{file_stem(split)}", "the data set has no such split", remedy, value=name
                     )
                 )
-        return {split: tables[name] for split, name in self._splits.items() if name is not None}
+        return {split: [tables[name] for name in several] for split, several in names.items()}
 
     def _load_problem(self, error: Exception) -> str:
         """Return the message for an error of the datasets library."""
@@ -231,16 +283,15 @@ class Hub:
 
     def _write(self, folder: Path, roles: Sequence[str]) -> None:
         tables = self._tables
-        available = list(tables["train"].column_names)
+        available = self.column_names("train")
         table = Table.for_roles(self._columns, roles, self.describe_role, self._list_separator, available)
-        for split, rows in tables.items():
-            for role, names in table.names.items():
-                for name in names:
-                    if name not in rows.column_names:
-                        remedy = did_you_mean(name, list(rows.column_names))
-                        problem = f"split {self._splits[split]} has no such column"
-                        key = self.describe_role(role).partition("=")[0]
-                        raise DataError(format_error(key, problem, remedy, value=name))
+        named = [pair for split in tables for pair in zip(self._names_of(split), tables[split], strict=True)]
+        for (own_name, rows), (role, names) in itertools.product(named, table.names.items()):
+            for name in names:
+                if name not in rows.column_names:
+                    remedy = did_you_mean(name, list(rows.column_names))
+                    key = self.describe_role(role).partition("=")[0]
+                    raise DataError(format_error(key, f"split {own_name} has no such column", remedy, value=name))
         table.scan(lambda: self._records("train", table))
         table.find_time_kind(self._records("train", table))
 
@@ -249,7 +300,7 @@ class Hub:
             remedy = f"Check data.columns, or set {key}=null to hold out a share of training"
             if "/" in origin:
                 remedy = f"Check data.columns, or leave {key} out"
-            key = f"{key}={self._splits[origin]}"
+            key = f"{key}={','.join(self._names_of(origin))}"
             return DataError(format_error(key, describe_no_rows(table), remedy))
 
         origins = {
@@ -263,24 +314,27 @@ class Hub:
         )
 
     def _records(self, split: str, table: Table) -> Iterator[Record]:
-        from datasets import Image
+        for index, rows in enumerate(self._tables[split]):
+            for number, cells in enumerate(_read_cells(rows, table.columns), 1):
+                row = row_id(index, number)
+                yield row, self.describe_row(split, row), cells
 
-        rows = self._tables[split].select_columns(list(dict.fromkeys(table.columns)))
-        for name, feature in dict(rows.features).items():
-            if isinstance(feature, Image):
-                rows = rows.cast_column(name, Image(decode=False))
-        names_of = {
-            name: partial(class_names, feature) for name, feature in rows.features.items() if class_label(feature)
-        }
-        number = 0
-        for batch in rows.iter(1000):
-            for values in zip(*(batch[column] for column in table.columns), strict=True):
-                number += 1
-                cells = [
-                    names_of[column](value) if column in names_of else value
-                    for column, value in zip(table.columns, values, strict=True)
-                ]
-                yield row_id(0, number), self.describe_row(split, number), cells
+
+def _read_cells(rows: Dataset, columns: Sequence[str]) -> Iterator[list[Any]]:
+    """Yield the cells of each row in some columns, with the names of classes instead of their numbers."""
+    from datasets import Image
+
+    rows = rows.select_columns(list(dict.fromkeys(columns)))
+    for name, feature in dict(rows.features).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    names_of = {name: partial(class_names, feature) for name, feature in rows.features.items() if class_label(feature)}
+    for batch in rows.iter(1000):
+        for values in zip(*(batch[column] for column in columns), strict=True):
+            yield [
+                names_of[column](value) if column in names_of else value
+                for column, value in zip(columns, values, strict=True)
+            ]
 
 
 def class_label(feature: object) -> Any:
