@@ -16,7 +16,7 @@ ROLES = ("image", "label")
 
 
 def folder(root: str = "root", **changes: Any) -> ImageFolder:
-    return ImageFolder(root, **{"split": SHARES, "cache_dir": "cache"} | changes)
+    return ImageFolder(root, **{"validation": None, "split": SHARES, "cache_dir": "cache"} | changes)
 
 
 def write(*paths: str) -> None:
@@ -55,6 +55,33 @@ def test_each_split_has_a_folder_of_its_own(name: str) -> None:
     assert [source.describe_row("train", row) for row in rows["train"]["row"]][1] == "root/train/b/10.jpg"
     assert source.describe_row("test", rows["test"]["row"][0]) == "root/test/a/1.webp"
     assert {row["image"]["bytes"] for row in rows["train"]} == {None}
+
+
+@pytest.mark.parametrize("training", ["root", "root/train"])
+def test_validation_folders_have_names(training: str) -> None:
+    write(f"{training}/a/1.png", f"{training}/b/2.png", "root/web/a/3.png", "root/web/b/4.png", "else/a/5.png")
+    source = folder(validation={"web": "root/web", "else": "else"}, split=SHARES | {"test": 0})
+
+    splits = source.load(ROLES)
+
+    assert {name: rows["label"][:] for name, rows in splits.items()} == {
+        "train": ["a", "b"],
+        "validation/web": ["a", "b"],
+        "validation/else": ["a"],
+    }
+    assert source.describe_row("validation/web", splits["validation/web"]["row"][1]) == "root/web/b/4.png"
+    assert len(folder(validation="root/web", split=SHARES | {"test": 0}).load(ROLES)["validation"]) == 2
+
+
+def test_validation_folders_that_cannot_be_used_are_reported() -> None:
+    write("root/train/a/1.png", "root/val/a/2.png", "other/a/3.png")
+    with pytest.raises(DataError, match=r"root/val: is validation data that data\.validation does not name\. Add it"):
+        _ = folder(validation="other").images
+    assert folder(validation={"val": "root/val"}).images["validation/val"]
+    with pytest.raises(DataError, match=r"data\.validation\.web: no such folder, got 'web'"):
+        _ = folder(validation={"web": "web"}).images
+    with pytest.raises(ConfigError, match=r"data\.validation: the name of a validation set"):
+        folder(validation={"train": "other"})
 
 
 def test_case_of_the_names_of_splits_does_not_matter() -> None:

@@ -155,7 +155,7 @@ def _look_at_splits(splits: dict[str, Path], target: str | None, text: str | Non
 def _look_at_images(path: Path) -> Look:
     from PIL import Image, UnidentifiedImageError
 
-    images = ImageFolder(str(path), {"validation": 0.1, "test": 0.1}, None).images
+    images = ImageFolder(str(path), None, {"validation": 0.1, "test": 0.1}, None).images
     counts = Counter(label for _, label in images["train"])
     num_images = counts.total()
     if len(counts) < 2:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trainer.constraints import DataFolder, Rule, validated
+from trainer.constraints import DataFolder, NonEmptyStr, Rule, validated
 from trainer.data.cells import IMAGE_SUFFIXES
 from trainer.data.data_files import content_digest, files_fingerprint
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
 from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
 from trainer.display import counted
-from trainer.errors import DataError, format_error
+from trainer.errors import DataError, format_error, raise_if_any
 from trainer.layout import expand_home
+from trainer.validation_sets import by_split, file_stem, is_validation, name_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,6 +47,8 @@ class ImageFolder:
 
     Args:
         root: The folder.
+        validation: The folder of the classes of the validation split, or of several validation sets by name; None
+            takes `root/validation`, or holds out a share of training.
         split: Shares of `validation` and `test` in [0, 1), for splits without a folder; 0 for no test split.
         cache_dir: The folder of the table of paths; None for the cache of the datasets library.
 
@@ -55,16 +58,29 @@ class ImageFolder:
 
     @validated(
         SPLIT_KEYS,
-        Rule("split['validation'] + split['test'] < 1", "split", "leaves no rows for training"),
         Rule(
-            "split['validation'] > 0",
+            "(split['validation'] if validation is None else 0) + split['test'] < 1",
+            "split",
+            "leaves no rows for training",
+        ),
+        Rule(
+            "validation is not None or split['validation'] > 0",
             "split.validation",
             "a run needs a validation split",
-            "Set a share above 0",
+            "Set a share above 0, or name a folder in data.validation",
         ),
     )
-    def __init__(self, root: DataFolder, split: Shares, cache_dir: str | None) -> None:
+    def __init__(
+        self,
+        root: DataFolder,
+        validation: DataFolder | Mapping[NonEmptyStr, DataFolder] | None,
+        split: Shares,
+        cache_dir: str | None,
+    ) -> None:
+        raise_if_any(*name_problems(validation))
         self._root = Path(expand_home(root))
+        named = by_split(validation).items()
+        self._validation = {name: Path(expand_home(folder)) for name, folder in named if folder is not None}
         self._split = split
         self._cache_dir = cache_dir
 
@@ -102,31 +118,45 @@ class ImageFolder:
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The folder of each split that has its own."""
-        if not self._root.is_dir():
-            remedy = f"Paths are relative to {Path.cwd()}"
-            raise DataError(format_error("data.root", "no such folder", remedy, value=str(self._root)))
-        folders = _folders_in(self._root)
+        for key, folder in {"root": self._root, **self._validation}.items():
+            if not folder.is_dir():
+                remedy = f"Paths are relative to {Path.cwd()}"
+                raise DataError(format_error(f"data.{file_stem(key)}", "no such folder", remedy, value=str(folder)))
+        folders = self._folders_below(self._root)
         # Classes may have the names of splits: a folder `train` without folders is a class.
         if not any(SPLIT_OF_NAME.get(path.name.casefold()) == "train" and _folders_in(path) for path in folders):
             _warn_of_splits(folders)
-            return {"train": self._root}
-        by_split: dict[str, Path] = {}
+            return {"train": self._root, **self._validation}
+        splits: dict[str, Path] = {}
         for path in folders:
             if path.name.casefold() not in SPLIT_OF_NAME:
                 problem = "has a folder that is not a split next to train"
                 remedy = f"Name the folders of splits {', '.join(SPLIT_OF_NAME)}"
                 raise DataError(format_error(str(self._root), problem, remedy, value=path.name))
             split = SPLIT_OF_NAME[path.name.casefold()]
-            if (other := by_split.setdefault(split, path)) != path:
+            if is_validation(split) and self._validation:
+                problem, remedy = "is validation data that data.validation does not name", "Add it, or move it"
+                raise DataError(format_error(str(path), problem, remedy))
+            if (other := splits.setdefault(split, path)) != path:
                 raise DataError(format_error(str(path), f"is the {split} split, and so is {other}", "Merge them"))
-        return {name: by_split[name] for name in ("train", "validation", "test") if name in by_split}
+        splits |= self._validation
+        return {name: splits[name] for name in self._names if name in splits}
+
+    @property
+    def _names(self) -> list[str]:
+        return ["train", *(self._validation or ["validation"]), "test"]
+
+    def _folders_below(self, folder: Path) -> list[Path]:
+        """Return the folders in a folder that are not validation sets."""
+        named = {path.resolve() for path in self._validation.values()}
+        return [path for path in _folders_in(folder) if path.resolve() not in named]
 
     @cached_property
     def images(self) -> dict[str, list[tuple[Path, str]]]:
         """The images of each split that has its own, with their classes, sorted by class and name."""
         images = {}
         for split, folder in self._folders.items():
-            labels = _folders_in(folder)
+            labels = self._folders_below(folder)
             files = [(path, label.name) for label in labels for path in _walk(label)]
             images[split] = [(path, label) for path, label in files if _is_image(path)]
             if not images[split]:
@@ -146,7 +176,7 @@ class ImageFolder:
 
     @cached_property
     def _layout(self) -> SplitLayout:
-        own = {name: self._folders.get(name) for name in ("train", "validation", "test")}
+        own = {name: self._folders.get(name) for name in self._names}
         return SplitLayout.from_arguments(own, self._split)
 
     def _write(self, folder: Path, names: Sequence[str]) -> None:
