@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.support.jobs import checkpoint_files, events, train, working_in, write_data
+from tests.support.jobs import checkpoint_files, events, train, working_in, write_data, write_roles
+from tests.test_resume import SAMPLES
 from trainer import deferred_logits
 
 STEPS = 20
@@ -75,6 +76,45 @@ def test_weights_are_equal_up_to_rounding(changes: list[str], data: list[str], t
         assert split[step] == pytest.approx(values, rel=2e-5), step
     name = f"checkpoints/step-{STEPS:08d}/model.safetensors"
     ours, theirs = load_file(tmp_path / "split" / name), load_file(tmp_path / "whole" / name)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+
+
+CHOICES = {
+    **SAMPLES,
+    "fgm": ["perturb=fgm"],
+    "pgd": ["perturb=pgd", "perturb.start=3"],
+    "awp": ["perturb=awp"],
+    "r_drop": ["perturb=r_drop"],
+    "masks of the head": ["model.head_dropout=1e-9", "model.multi_sample_dropout=3"],
+    "noise at the start": ["model.noisy_tune=0.15"],
+    "crf": ["task=token_classification", "loss=crf"],
+    "spans": ["task=span_classification", "loss.head_size=8"],
+    "cuts": ["task=causal_lm", "model=decoder", "model.gradient_checkpointing=selective"],
+}
+"""What may decide which samples a step has, and how often and with which weights it runs them."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHOICES)
+def test_no_choice_depends_on_how_a_run_is_executed(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("choices")
+    with working_in(folder):
+        # Such a small dropout drops nothing, but losses that compare two dropout masks accept it.
+        job = [*write_roles(folder), "optimizer=sgd", "optimizer.lr=0.05", "ema.decay=0.9", *CHOICES[name]]
+        job += ["model.dropout=1e-9", "train.duration=12", "train.eval_every=6", "checkpoint.every=6"]
+        watching = ["train.eval_every=1", "loader.eval_batch_size=3", "train.log_every=5", "checkpoint.every=1"]
+        assert train(tmp_path / "whole", *job) == 0
+        assert train(tmp_path / "watched", *job, *watching, "logger.tensorboard=true", "loader.workers=1") == 0
+        assert train(tmp_path / "divided", *job, "train.accumulate=3") == 0
+
+    watched, whole = checkpoint_files(tmp_path / "watched", 12), checkpoint_files(tmp_path / "whole", 12)
+    assert {file: watched[file] for file in LEARNED} == {file: whole[file] for file in LEARNED}
+    steps, expected = losses(tmp_path / "divided"), losses(tmp_path / "whole")
+    assert steps == {step: pytest.approx(values, rel=1e-4) for step, values in expected.items()}
+    file = "checkpoints/step-00000012/model.safetensors"
+    ours, theirs = load_file(tmp_path / "divided" / file), load_file(tmp_path / "whole" / file)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 

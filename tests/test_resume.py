@@ -265,6 +265,12 @@ STATEFUL_PARTS = {
 ALL_PARTS = {
     **{file.stem: [f"optimizer={file.stem}"] for file in sorted((CONF / "optimizer").glob("*.yaml"))},
     **{file.stem: [f"perturb={file.stem}"] for file in sorted((CONF / "perturb").glob("*.yaml"))},
+    **{
+        f"{file.stem} in bf16": [f"perturb={file.stem}", "precision=bf16", "train.accumulate=2"]
+        for file in sorted((CONF / "perturb").glob("*.yaml"))
+    },
+    "noise at the start": ["model.noisy_tune=0.15", "optimizer.lr=auto"],
+    "masks of the head": ["model.head_dropout=0.5", "model.multi_sample_dropout=3", "perturb=awp"],
     "NAdam": ["optimizer._target_=torch.optim.NAdam", "optimizer.lr=1e-3"],
     "greedy": ["scheduler=greedy", "scheduler.every=2"],
     "adaptive_softmax": ["loss=adaptive_softmax", "loss.in_features=16", "loss.cutoffs=[1]"],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def test_each_slice_has_the_metrics_of_its_rows(folder: Path, capsys: pytest.Cap
     assert "by region, with 95% intervals" in shown
     south = next(part for part in document["slices"]["region"] if part["value"] == "south")
     assert (f"south    {south['rows']} (few)" in shown) == (south["rows"] < 30)
+
+
+def test_slices_of_a_fold_are_those_of_its_rows(folder: Path) -> None:
+    data = ["data=files", "data.train=all.csv", "data.cache_dir=cache", "data.folds=3", "data.fold=1"]
+    with working_in(folder):
+        assert train(Path("runs/fold"), *data, "train.duration=2") == 0
+        assert main(["eval", "run=runs/fold", "device=cpu", "split=validation", "slices=[region]"]) == 0
+    table, _ = read_predictions(folder / "runs/fold/eval/validation.predictions.parquet")
+    lines = table["line"].to_pylist()
+    document = json.loads((folder / "runs/fold/eval/validation.json").read_text(encoding="utf-8"))
+    found = {part["value"]: part["rows"] for part in document["slices"]["region"]}
+    assert found == Counter(REGIONS[(line - 1) % 4] or "(empty)" for line in lines)
+    assert 60 < len(lines) < 100
 
 
 def test_a_slice_without_an_interval_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
