@@ -135,15 +135,24 @@ def test_another_seed_is_another_run(data: list[str], reference: Path, tmp_path:
     ids=["blocks", "selective", "none"],
 )
 def test_compiled_training_has_the_losses_and_names_of_eager_training(
-    parts: list[str], data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: list[str],
+    data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # A language model's loss is computed in chunks of 3 rows.
     monkeypatch.setattr(deferred_logits, "CHUNK_ELEMENTS", 1)
     monkeypatch.setattr(deferred_logits, "MIN_ROWS", 3)
     job = [*data, *parts, "train.duration=6", "model.dropout=0.0"]
     assert train(tmp_path / "eager", *job) == 0
+    capfd.readouterr()
     assert train(tmp_path / "compiled", *job, "compile=true") == 0
 
+    assert "context_fn" not in capfd.readouterr().err  # torch prints its own warnings
+    is_selective = "model.gradient_checkpointing=selective" in parts
+    assert ("compile: with model.gradient_checkpointing=selective" in caplog.text) == is_selective
     eager, compiled = ([loss for loss, _ in losses(tmp_path / name).values()] for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-5)
     names = []

@@ -48,8 +48,16 @@ def compile_for_training(
         # Otherwise a block with a hook would share the program of a block without.
         config.skip_nnmodule_hook_guards = False
     find_kernel(device.type)  # asks for the abilities of the device, which no program can
+    if any(getattr(part, "is_selective", False) for part in parts):
+        logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_about_other_things)
+        logger.info("compile: with model.gradient_checkpointing=selective, blocks must not change a tensor in place")
     for part in parts:
         part._compiled_call_impl = _call_in_training(part, dynamic=dynamic, mode=mode)
+
+
+def _is_about_other_things(record: logging.LogRecord) -> bool:
+    """Return whether a log record of torch is not its warning about selective checkpointing, which has our words."""
+    return "context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
 
 
 def keep_results_of_graphs(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
