@@ -30,8 +30,10 @@ def validation_of(data: object) -> object:
 
 def named_sets(validation: object) -> list[str]:
     """Return the names of several validation sets, for the argument `validation` of a source; none for a single set."""
-    is_several = isinstance(validation, Mapping) and not is_image_set(validation)
-    return [str(name) for name in validation] if is_several else []  # type: ignore[attr-defined]
+    if not isinstance(validation, Mapping) or is_image_set(validation):
+        return []
+    # The two files of `idx`, which are null by default, stay next to the names of sets.
+    return [str(name) for name, value in validation.items() if value is not None or name not in _IMAGE_FILES]
 
 
 def is_image_set(validation: object) -> bool:

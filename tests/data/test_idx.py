@@ -84,6 +84,32 @@ def test_files_may_have_any_name() -> None:
     assert source.describe_row("validation", 7) == "a, image 7"
 
 
+@pytest.mark.parametrize("folder", ["mnist", None])
+def test_validation_files_have_names(folder: str | None) -> None:
+    write("train", 40)
+    for seed, prefix in enumerate(("clean", "noisy"), 1):
+        write(prefix, 10 * seed, seed=seed)
+    train, clean, noisy = (
+        {key: f"mnist/{prefix}-{key}-{code}-ubyte" for key, code in (("images", "idx3"), ("labels", "idx1"))}
+        for prefix in ("train", "clean", "noisy")
+    )
+    sets = {"validation": {**NONE, "clean": clean, "noisy": noisy}, "train": NONE if folder else train}
+    source = idx(folder, **sets, split=SHARES | {"test": 0})
+
+    splits = source.load(ROLES)
+
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 40,
+        "validation/clean": 10,
+        "validation/noisy": 20,
+    }
+    assert source.describe_row("validation/noisy", splits["validation/noisy"]["row"][3]).startswith(noisy["images"])
+    with pytest.raises(ConfigError, match=r"validation: must have the files images and labels of each set: \{clean"):
+        idx(folder, **sets | {"validation": {**NONE, "clean": {"images": "x"}}})
+    with pytest.raises(ConfigError, match="validation: must name the files of each set, or of one set without a name"):
+        idx(folder, **sets | {"validation": {**clean, "noisy": noisy}})
+
+
 def test_duplicates_share_a_split() -> None:
     images = np.repeat(pixels(100), 3, axis=0)
     Path("a").write_bytes(packed(images))

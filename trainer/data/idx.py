@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,9 +19,10 @@ from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
 from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
 from trainer.display import counted
-from trainer.errors import DataError, format_error
+from trainer.errors import DataError, format_error, raise_if_any
 from trainer.files.untrusted import open_unpacked
 from trainer.layout import expand_home
+from trainer.validation_sets import by_split, name_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,11 +39,26 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 """The type of the numbers, by the third byte of a file."""
 
 _ImagesAndLabels: TypeAlias = Mapping[str, DataFile | None]
+_Set: TypeAlias = Mapping[str, DataFile | Mapping[str, DataFile] | None]
+"""The files `images` and `labels`, or of each set by its name next to these two."""
 
 _RULES = (
     SPLIT_KEYS,
     Rule("sorted(train) == ['images', 'labels']", "train", "must have the keys images and labels"),
-    Rule("sorted(validation) == ['images', 'labels']", "validation", "must have the keys images and labels"),
+    Rule(
+        "all(name in validation for name in ['images', 'labels'])", "validation", "must have the keys images and labels"
+    ),
+    Rule(
+        "all(sorted(validation[name]) == ['images', 'labels']"
+        " for name in validation if name not in ['images', 'labels'])",
+        "validation",
+        "must have the files images and labels of each set: {{clean: {{images: <file>, labels: <file>}}}}",
+    ),
+    Rule(
+        "len(validation) == 2 or (validation['images'] is None and validation['labels'] is None)",
+        "validation",
+        "must name the files of each set, or of one set without a name",
+    ),
     Rule("sorted(test) == ['images', 'labels']", "test", "must have the keys images and labels"),
     Rule("(train['images'] is None) == (train['labels'] is None)", "train", "must name both files or none"),
     Rule(
@@ -62,12 +78,13 @@ _RULES = (
         "must be null if files are named one by one",
     ),
     Rule(
-        "(0 if validation['images'] else split['validation']) + (0 if test['images'] else split['test']) < 1",
+        "(0 if validation['images'] or len(validation) > 2 else split['validation'])"
+        " + (0 if test['images'] else split['test']) < 1",
         "split",
         "leaves no rows for training",
     ),
     Rule(
-        "validation['images'] is not None or split['validation'] > 0",
+        "validation['images'] is not None or len(validation) > 2 or split['validation'] > 0",
         "split.validation",
         "a run needs a validation split",
         "Set a share above 0, or name files in data.validation",
@@ -86,7 +103,8 @@ class Idx:
         folder: A folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and optionally the two files of
             `t10k`, plain or .gz; None if the files are named one by one.
         train: The files `images` and `labels` of the training split.
-        validation: The two files of the validation split; two None hold out a share of training.
+        validation: The two files of the validation split, or those of several sets by name; two None hold out a share
+            of training.
         test: The two files of the test split; two None hold out a share of training.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
         cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
@@ -100,14 +118,18 @@ class Idx:
         self,
         folder: DataFolder | None,
         train: _ImagesAndLabels,
-        validation: _ImagesAndLabels,
+        validation: _Set,
         test: _ImagesAndLabels,
         split: Shares,
         cache_dir: str | None,
     ) -> None:
-        named = {"train": train, "validation": validation, "test": test}
+        raise_if_any(*name_problems(validation))
+        named: Mapping[str, Any] = {"train": train, **by_split(validation), "test": test}
         self._folder = folder
-        self._named = {name: files if files["images"] is not None else None for name, files in named.items()}
+        self._named = {
+            name: [str(files["images"]), str(files["labels"])] if files["images"] is not None else None
+            for name, files in named.items()
+        }
         self._split = split
         self._cache_dir = cache_dir
 
@@ -148,13 +170,10 @@ class Idx:
     @cached_property
     def _paths(self) -> Paths:
         """The file of images and the file of labels of each split that has its own."""
+        paths = find_data_files(self._named, None)
         if self._folder is not None:
-            return _find_standard_files(Path(expand_home(self._folder)))
-        names = {
-            name: None if files is None else [str(files["images"]), str(files["labels"])]
-            for name, files in self._named.items()
-        }
-        return find_data_files(names, None)
+            paths |= _find_standard_files(Path(expand_home(self._folder)))
+        return {name: paths[name] for name in self._named if name in paths}
 
     def _write(self, folder: Path, names: Sequence[str]) -> None:
         def no_rows_error(origin: str) -> DataError:
