@@ -226,4 +226,5 @@ def sum_sequences(outputs: Sequence[Tensor], transitions: TagTransitions) -> lis
 
 
 def _log_sum(values: np.ndarray) -> float:
-    return float(np.logaddexp.reduce(values, initial=-np.inf))
+    with np.errstate(invalid="ignore"):  # NaN among the values is the sum, without a warning
+        return float(np.logaddexp.reduce(values, initial=-np.inf))

@@ -221,6 +221,7 @@ def best_sequence(scores: np.ndarray, transitions: Row) -> list[int]:
     return tags[::-1]
 
 
+@np.errstate(invalid="ignore")  # a score that is not a number makes the probability NaN, without a warning
 def rate_entities(
     spans: list[Row], read: list[int], tags: list[int], names: list[str], scores: np.ndarray, transitions: Row | None
 ) -> None:
