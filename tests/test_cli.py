@@ -261,6 +261,24 @@ def test_closed_output_pipe_is_no_error() -> None:
     assert process.stdout == "usage: trainer train [key=value ...] [flags]\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "error"),
+    [
+        ('exec "$0" -m trainer --version >&- <&-', 0, ""),
+        ('exec "$0" -m trainer train seed=-1 2>&-', 2, ""),
+        ('cd "$1" && rmdir "$1" && exec "$0" -m trainer plan', 2, "working directory: has been removed. Change to"),
+    ],
+)
+def test_closed_streams_and_a_removed_folder_are_no_bugs(line: str, code: int, error: str, tmp_path: Path) -> None:
+    (folder := tmp_path / "removed").mkdir()
+    command = ["sh", "-c", line, sys.executable, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith(error)
+    assert bool(process.stderr) == bool(error)
+
+
 def test_characters_that_the_screen_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))

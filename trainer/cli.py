@@ -26,7 +26,7 @@ from trainer.distributed.environment import (
 )
 from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
 from trainer.layout import Document
-from trainer.signals import drop_output
+from trainer.signals import drop_output, open_missing_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     # Libraries start Python for their workers, which would import from the working directory first.
     os.environ["PYTHONSAFEPATH"] = "1"
+    open_missing_streams()
     set_rank_defaults()
     if argv is not None or not is_rank():
         return _main(list(sys.argv[1:] if argv is None else argv))
@@ -191,6 +192,11 @@ def _run(arguments: list[str]) -> None:
     if arguments[0] in ("--shell-completion", "-sc"):
         _complete(arguments)
         return
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        problem = "has been removed"
+        raise ConfigError(format_error("working directory", problem, "Change to another folder")) from error
     verb, *rest = arguments
     rest = [f"{argument[2:]}=true" if argument == SHORT_FLAGS.get(verb) else argument for argument in rest]
     if verb not in VERBS:

@@ -24,7 +24,7 @@ from typing import Any
 CHECKSUM = "checksum"
 """The field of a sealed document with the checksum of all other fields."""
 
-_LARGEST_FILE = 2**30
+LARGEST_DOCUMENT = 2**30
 """Bytes of the largest document."""
 _DEEPEST = 100
 _LARGEST_INTEGER = 2**64
@@ -41,7 +41,7 @@ class DocumentError(ValueError):
     """A document is not what was written. The message starts with the field, if one is wrong."""
 
 
-def read_bytes(path: str | os.PathLike[str], largest: float = _LARGEST_FILE) -> bytes:
+def read_bytes(path: str | os.PathLike[str], largest: float = LARGEST_DOCUMENT) -> bytes:
     """Return the contents of a regular file of at most `largest` bytes.
 
     Raises:

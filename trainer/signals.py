@@ -81,6 +81,23 @@ def exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def open_missing_streams() -> None:
+    """Give a process whose standard streams are closed streams that lead nowhere, also to those that it starts.
+
+    Otherwise the next file that is opened gets the number of a closed stream, and what a library prints is written into
+    it.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            mode = "w" if descriptor else "r"
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
 def drop_output() -> None:
     """Send standard output to nowhere: its reader has gone, and flushing what is buffered must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -321,12 +321,15 @@ def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.
 
 
 def test_values_with_special_characters_stay_values(folder: Path) -> None:
-    name = "od: d $x #1.csv"
-    table("text label", [[*row] for row in ROWS])(Path(name))
-    assert main(["init", f"path={name}"]) == 0
-    command = check_command("train", ["experiment=od_d_x_1"])
-    assert command.single is not None
-    assert command.single.config["data"]["train"] == name
+    for name, experiment in {"od: d $x #1.csv": "od_d_x_1", "a\x1b[2J\n_target_: b.csv": "a_2J__target__b"}.items():
+        table("text label", [[*row] for row in ROWS])(Path("rows.csv"))
+        # A control character in a comment would make YAML of all of it unreadable.
+        Path(name).write_text(Path("rows.csv").read_text("utf-8").replace("label", "la\x07bel", 1), encoding="utf-8")
+        assert main(["init", f"path={name}"]) == 0
+        command = check_command("train", [f"experiment={experiment}"])
+        assert command.single is not None
+        assert command.single.config["data"]["train"] == name
+        assert command.single.config["data"]["label"] == "la\x07bel"
 
 
 def test_metric_of_the_best_weights_is_not_accuracy_if_most_rows_have_one_class(folder: Path) -> None:

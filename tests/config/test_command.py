@@ -10,7 +10,7 @@ from trainer.config.command import check_command
 from trainer.config.jobs import EvalJob, ExportJob, TrainJob, stored_sections
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError
 
 LOSSES = sorted(file.stem for file in (Path(__file__).parents[2] / "conf/loss").glob("*.yaml"))
 Composed = Callable[..., tuple[Any, dict[str, Any]]]
@@ -176,6 +176,20 @@ def test_errors_of_every_kind_are_reported_together() -> None:
         *("--cgf", "x=[1", "loss", "modl", "data.foo", "run.name", "optimizer.lr", "seed", "checkpoint.keep"),
         "train.accumulate",
     }
+
+
+def test_a_folder_or_a_run_that_cannot_be_used_is_reported_with_the_other_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    taken, missing = f"run.dir={tmp_path}/file", f"data.train={tmp_path}/no.csv"
+    cases: dict[tuple[str, ...], tuple[type[TrainerError], list[str]]] = {
+        (taken, "optimizer.lr=-1"): (ConfigError, ["optimizer.lr", "run.dir"]),
+        (taken, "data=files", missing): (DataError, ["data.train", "run.dir"]),
+        (f"resume={tmp_path}/no", "train.duraton=3ep", "loss=focall"): (CheckpointError, ["resume", "loss"]),
+    }
+    for argv, (error_type, expected) in cases.items():
+        with pytest.raises(error_type) as caught:
+            check_command("train", argv)
+        assert [message.partition(":")[0] for message in caught.value.messages] == expected
 
 
 def test_numbers_in_scientific_notation(composed: Composed) -> None:

@@ -6,9 +6,11 @@ The documents are those that a small run has, so a new document is covered by it
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +219,40 @@ def test_values_of_an_exported_config(key: str, run: Path, capfd: pytest.Capture
     error = capfd.readouterr().err
     assert error.startswith(f"{file}: {group}")
     assert problem in error
+
+
+CLAIMS: dict[str, tuple[int, str]] = {
+    "metrics.jsonl": (3, "metrics.jsonl: is damaged: has 1099511627776 bytes, more than any document"),
+    "trainer.log": (0, ""),
+    "eval/test.json": (3, "test.json: is damaged: has 1099511627776 bytes, more than any document"),
+    "checkpoints/step-00000002/MANIFEST.json": (0, ""),
+    "checkpoints/step-00000002/state.json": (0, ""),
+    "checkpoints/step-00000002/task.json": (0, ""),
+    "checkpoints/step-00000002/model.safetensors": (0, ""),
+    "export/manifest.json": (3, "manifest.json: is damaged: has 1099511627776 bytes, more than any document"),
+}
+"""Files that claim 1 TB, with the exit code and the message of a page about the run."""
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_files_that_claim_a_terabyte(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file with a hole takes no space; nothing reads the hole, which would take minutes or all memory."""
+    code, message = CLAIMS[name]
+    file = run / name
+    size = file.stat().st_size
+    os.truncate(file, 2**40)
+    try:
+        before = time.process_time()
+        assert main(["report", f"run={run}", f"output={run.parent / 'report.html'}", "force=true"]) == code
+        assert message in capfd.readouterr().err
+        if "checkpoints" in name:
+            assert main(["verify", f"run={run}", "steps=1", "device=cpu"]) == 3
+            assert f"{Path(name).name} has 1099511627776 bytes" in "".join(capfd.readouterr())
+        assert time.process_time() - before < 30, "the hole was read"
+    finally:
+        os.truncate(file, size)
 
 
 GRAPHS: dict[str, tuple[bytes, int, str]] = {

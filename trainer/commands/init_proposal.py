@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from trainer.display import escape_controls
+
 _BATCH = 32
 """The default of `train.batch_size`."""
 
@@ -70,7 +72,7 @@ class Proposal:
         choices = {"task": self.task, "data": self.data, "model": self.model, "loss": self.loss}
         lines = ["# @package _global_"]  # Hydra reads it in the first line only
         lines += [f"# yaml-language-server: $schema={schema}"] if schema else []
-        lines += ["", f"# {self.summary}.", f"# Proposed by `trainer init` from {one_line(origin)}."]
+        lines += ["", f"# {one_line(self.summary)}.", f"# Proposed by `trainer init` from {one_line(origin)}."]
         lines.append("defaults:")
         lines += [f"  - override /{group}: {option}" for group, option in choices.items() if option is not None]
         lines.append("  - _self_")
@@ -82,7 +84,7 @@ class Proposal:
             if depth == 0:
                 lines.append("")
             lines += [f"{'  ' * level}{path[level]}:" for level in range(depth, len(path))]
-            comment = f"  # {setting.comment}" if setting.comment else ""
+            comment = f"  # {one_line(setting.comment)}" if setting.comment else ""
             lines.append(f"{'  ' * len(path)}{key}: {_as_yaml(setting.value)}{comment}")
             section = path
         return "\n".join(lines) + "\n"
@@ -95,8 +97,8 @@ def _as_yaml(value: object) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text that stays a comment: names of columns may contain line ends."""
-    return " ".join(text.split())
+    """Return a text that stays a comment: names of columns and files may contain line ends and control characters."""
+    return escape_controls(" ".join(text.split()))
 
 
 def split_settings(num_rows: int) -> list[Setting]:

@@ -42,6 +42,9 @@ _FAR_APART: Final = frozenset({"loss", "perplexity", "grad_norm"})
 
 _FROM_ZERO: Final = frozenset({"lr", "samples_per_second", "tokens_per_second", "mfu", "memory"})
 
+_LARGEST_LOG: Final = 2**26
+"""Bytes of a log that are searched for warnings; those about the data are at its beginning."""
+
 MAX_NAMED: Final = 4
 """Number of runs up to which a table has a column for each, with the name as its header."""
 
@@ -262,7 +265,8 @@ def _read_warnings(folder: Path) -> list[str]:
     lines: list[str] = []
     for file in (folder / LOG, *sorted((folder / RANK_LOGS).glob("rank-*.log"))):
         if file.is_file():  # a power cut may leave any bytes in a log
-            lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
+            with file.open("rb") as stream:
+                lines += stream.read(_LARGEST_LOG).decode("utf-8", errors="replace").splitlines()
     return list(dict.fromkeys(line.split(": ", 1)[-1] for line in lines if " WARNING " in line or " ERROR " in line))
 
 

@@ -16,6 +16,7 @@ from shlex import quote
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.checkpoint.snapshot import read_checkpoint_document
 from trainer.config.jobs import RunSection
+from trainer.config.paths import describe_taken
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
 from trainer.documents import EVALUATION, read_document
@@ -214,16 +215,8 @@ def _claim_folder(key: str, folder: Path) -> Path:
 
 def check_free(key: str, folder: Path) -> None:
     """Raise CheckpointError if a run cannot use a folder, as far as that shows without creating it."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    problem, remedy = "", "Name another folder"
-    if not existing.is_dir():
-        problem = f"{'is' if existing == folder.absolute() else 'is inside'} a file"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        problem, remedy = "cannot be written", "Allow writing there, or name another folder"
-    elif existing == folder.absolute() and any(folder.iterdir()) and not (folder / LOCK).exists():
-        problem, remedy = "contains files that are not from a run", "Name a folder that is new or empty"
-    if problem:
-        raise CheckpointError(format_error(key, problem, remedy, value=str(folder)))
+    if message := describe_taken(key, folder):
+        raise CheckpointError(message)
 
 
 def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.override_parser.types import Override
@@ -16,7 +17,7 @@ from trainer.config.groups import Groups, KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.parts import validate_value
-from trainer.config.paths import inherit_tokenizer, locate_paths, missing_paths
+from trainer.config.paths import describe_taken, inherit_tokenizer, locate_paths, missing_paths
 from trainer.config.resume import compose_resumed
 from trainer.config.stored import exported_config, load_stored_config, with_overrides
 from trainer.config.sweep import Sweep, find_sweep
@@ -124,7 +125,10 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     if (path := line.resume_path()) is not None:
         if wrong := validate_value("resume", path, schema.keys(jobs.TrainJob)["resume"]):
             _raise([*problems, *wrong])
-        config, changes, invalid = compose_resumed(line, choices, path)
+        try:
+            config, changes, invalid = compose_resumed(line, choices, path)
+        except CheckpointError as error:
+            raise CheckpointError(*error.messages, *dict.fromkeys(problems)) from error
         _raise([*problems, *invalid])
         return CheckedCommand(line, _checked_job(config, line, None), tuple(changes))
     findings = _Findings(problems)
@@ -133,8 +137,9 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     findings.problems += _validate_stored_overrides(line)
     findings.problems += _without_effect(line, findings.composed)
     if findings.missing_data and not findings.problems:
-        raise DataError(*dict.fromkeys(findings.missing_data))
-    _raise([*findings.problems, *findings.missing_data])
+        raise DataError(*dict.fromkeys([*findings.missing_data, *_taken_folder(verb, findings)]))
+    if findings.problems:  # alone, the problem of the folder is an error of another type, which the verb raises
+        _raise([*findings.problems, *findings.missing_data, *_taken_folder(verb, findings)])
     _check_run(line)
     notes = tuple(dict.fromkeys(findings.notes))
     assert findings.composed is not None
@@ -145,6 +150,19 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
     config = keep_references(findings.config, findings.without_hydra)
     _raise(_literal_problems(config, line))
     return CheckedCommand(line, _checked_job(config, line, findings.composed), notes)
+
+
+def _taken_folder(verb: str, findings: _Findings) -> list[str]:
+    """Return the message about a folder for the run that is taken; empty if there is none or it is reported already."""
+    run = findings.config.get("run")
+    folder = run.get("dir") if verb == "train" and isinstance(run, Mapping) else None
+    if not isinstance(folder, str) or any(problem.startswith("run.dir: ") for problem in findings.problems):
+        return []
+    try:
+        message = describe_taken("run.dir", Path(expand_home(folder)))
+    except (OSError, ValueError):  # no path, which is reported elsewhere
+        return []
+    return [message] if message else []
 
 
 def _raise(problems: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from trainer.config import jobs, schema, signatures
 from trainer.constraints.annotations import PathTo, is_constrained, map_paths, paths_in
 from trainer.errors import format_error
-from trainer.layout import expand_home
+from trainer.layout import LOCK, expand_home
 from trainer.weights_folder import find_tokenizer
 
 _DATA = "data"
@@ -134,6 +134,24 @@ def _path_values(config: Mapping[str, Any], job_type: type) -> Iterator[tuple[st
         if group == _DATA and signatures.attribute(str(part.get("_target_")), "mixes_splits"):
             del annotations["mix"]
         yield from ((group, key, value, annotations[key]) for key, value in part.items() if key in annotations)
+
+
+def describe_taken(key: str, folder: Path) -> str | None:
+    """Return the message about a folder that a run cannot use, as far as that shows without creating it.
+
+    Args:
+        key: The key that names the folder.
+        folder: The folder, which need not exist.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    problem, remedy = "", "Name another folder"
+    if not existing.is_dir():
+        problem = f"{'is' if existing == folder.absolute() else 'is inside'} a file"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        problem, remedy = "cannot be written", "Allow writing there, or name another folder"
+    elif existing == folder.absolute() and any(folder.iterdir()) and not (folder / LOCK).exists():
+        problem, remedy = "contains files that are not from a run", "Name a folder that is new or empty"
+    return format_error(key, problem, remedy, value=str(folder)) if problem else None
 
 
 def _cannot_be_a_name(path: str) -> bool:

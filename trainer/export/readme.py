@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.display import displayable, shorten_middle
+from trainer.display import displayable, escape_controls, shorten_middle
 from trainer.documents import SHAPES, read_document
 from trainer.layout import (
     EXPORT_MANIFEST,
@@ -370,5 +370,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = to_json(value, ensure_ascii=False)
+    text = escape_controls(to_json(value, ensure_ascii=False))
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 3]}..."
