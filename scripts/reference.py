@@ -8,7 +8,6 @@ With `--check` nothing is written; the exit code is 1 if a page is out of date.
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -77,16 +76,6 @@ def verb_page(verb: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def docstring_summary(target: str) -> str:
-    """Return the first paragraph of the docstring of the class or function that `target` names."""
-    module, _, name = target.rpartition(".")
-    tree = ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return " ".join((ast.get_docstring(node) or "").strip().split("\n\n")[0].split())
-    return ""
-
-
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -100,10 +89,9 @@ def option_section(group: str, file: Path) -> Iterator[str]:
     """Yield the section of one option of a group: what it is for, and its keys."""
     text = file.read_text(encoding="utf-8")
     content = yaml.safe_load(text) or {}
-    target = content.get("_target_") or content.get(group, {}).get("_target_")
     prefix = "" if "_target_" in content else f"{group}."
     yield from ["", f"## {group}={file.stem}", ""]
-    yield from [meaning_cell(option_summary(text) or docstring_summary(target)), ""] if target else []
+    yield from [meaning_cell(option_summary(text)), ""]
     meaning = key_comments(text)
     rows = [
         (key, value)
@@ -140,9 +128,8 @@ def presets_page() -> str:
     for group in ("experiment", "debug"):
         for file in sorted((CONF / group).glob("*.yaml")):
             text = file.read_text(encoding="utf-8")
-            about = " ".join(line.removeprefix("# ") for line in text.splitlines() if re.match(r"# (?!@)", line))
             body = "\n".join(line for line in text.splitlines() if line and not line.startswith("#"))
-            lines += ["", f"## {group}={file.stem}", "", about, "", "```yaml", body, "```"]
+            lines += ["", f"## {group}={file.stem}", "", option_summary(text), "", "```yaml", body, "```"]
     return "\n".join(lines) + "\n"
 
 

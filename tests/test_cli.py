@@ -77,7 +77,8 @@ def test_help_of_a_verb_shows_the_keys_of_the_chosen_options(capsys: pytest.Capt
     page = capsys.readouterr().out
     assert "train.batch_size=32 " in page
     assert "loss=focal: the function to minimize; options: adaptive_softmax, " in page
-    assert "\n  For rare classes or labels: cross entropy in which targets" in page
+    assert "\n  For rare classes or labels: cross entropy" in page
+    assert "\n  Predict one class for a text.\n" in page
     assert "loss.gamma: 2.0 " in page
     assert not re.search(r"^ *\S*_target_", page, re.MULTILINE)  # as a key; a help text may name it
     assert cli.main(["eval", "--help"]) == 0

@@ -201,6 +201,14 @@ def test_the_help_texts_and_ranges_are_in_the_schema() -> None:
     assert definitions["TrainSection"]["properties"]["batch_size"]["default"] == 32
 
 
+def test_editors_show_what_each_option_is_for() -> None:
+    choices = schema()["$defs"]["defaults"]["items"]["anyOf"][1]["properties"]
+    for group, node in choices.items():
+        summaries = dict(zip(node["enum"], node["enumDescriptions"], strict=True))
+        assert all(re.match(r"[A-Z0-9].*\.$", text) for option, text in summaries.items() if option), group
+    assert "For rare classes or labels:" in dict(zip(*choices["override /loss"].values(), strict=True))["focal"]
+
+
 def test_options_of_the_working_directory_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     Path("conf/loss").mkdir(parents=True)
     Path("mine.py").write_text("class Mine:\n    def __init__(self, margin: float = 1.0) -> None: ...\n")
@@ -216,6 +224,7 @@ def test_a_file_of_the_schema_is_replaced_and_any_other_file_is_not(capsys: pyte
     assert "# @package _global_:\n# yaml-language-server: $schema=../schema.json\n" in capsys.readouterr().out
     assert json.loads(Path("conf/schema.json").read_text())["$ref"] == "#/$defs/train"
     assert main(["schema", "group=loss", "output=conf/loss.json"]) == 0
+    assert "in a file of conf/loss:\n# yaml-language-server: $schema=../loss.json\n" in capsys.readouterr().out
     assert json.loads(Path("conf/loss.json").read_text())["$ref"] == "#/$defs/loss file"
     Path("notes.json").write_text("{}")
     assert main(["schema", "output=notes.json"]) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.config.groups import groups_in, own_folder, working_folder
-from trainer.config.jobs import SchemaJob
+from trainer.config.jobs import PRESET_GROUPS, SchemaJob
 from trainer.config.json_schema import is_schema, schema_text, write_schema
 from trainer.errors import ConfigError, did_you_mean, format_error
 from trainer.files.atomic_io import refuse_to_replace
@@ -34,5 +34,7 @@ def run(job: SchemaJob, config: Document) -> None:
     refuse_to_replace("output", path, force=job.force, is_own=is_schema)
     write_schema(path, job.group)
     target = path if path.is_absolute() else f"../{path.name}"
-    print(f"wrote {path}. Name it in a file of conf/experiment, below # @package _global_:")
+    group = job.group or "experiment"
+    below = ", below # @package _global_" if group in PRESET_GROUPS else ""
+    print(f"wrote {path}. Name it in a file of conf/{group}{below}:")
     print(f"# yaml-language-server: $schema={target}")

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from trainer.config import jobs, schema
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder, working_folder
+from trainer.config.help import option_summary
 from trainer.config.parts import HYDRA_KEY_TYPES, key_annotation, read_signature
 from trainer.config.validate import SYNTAX
 from trainer.constraints.annotations import IsDuration, IsTime, fixed_items, item_of, metadata_of, numbers_of, origin_of
@@ -92,7 +93,7 @@ def _defaults_list(groups: Groups) -> Node:
     required = {group for job_type in jobs.JOBS.values() for group in schema.required_groups(job_type)}
     choices: Node = {}
     for group in groups.names():
-        options = {"enum": [*groups.options(group), *([] if group in required else [None])]}
+        options = _option_choice(group, groups, is_required=group in required)
         # An experiment overrides the option of the primary config, which lists the groups themselves.
         choices |= {f"override /{group}": options, group: options}
     hydra_or_package = r"^(override )?/?hydra/|@|^optional |\$\{"
@@ -106,6 +107,16 @@ def _defaults_list(groups: Groups) -> Node:
     }
     text = "the options of the groups, such as `- override /loss: focal`; _self_ is the place of the file's own keys"
     return {"description": text, "type": "array", "items": {"anyOf": [{"type": "string"}, entry]}}
+
+
+def _option_choice(group: str, groups: Groups, *, is_required: bool) -> Node:
+    """Return the schema of the name of an option; editors show what each is for next to it."""
+    summaries = dict.fromkeys(groups.options(group), "")
+    for option in summaries:
+        if file := groups.file(group, option):
+            summaries[option] = option_summary(file.read_text(encoding="utf-8"))
+    null = [] if is_required else [None]
+    return {"enum": [*summaries, *null], "enumDescriptions": [*summaries.values(), *("none" for _ in null)]}
 
 
 # Values
