@@ -26,9 +26,11 @@ FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml") if file.p
 
 CANNOT_SAY = {
     r"must be (an integer|a duration), got -?\d+\.0\.": "1.0 is an integer in JSON, a float in YAML",
-    r"does not exist": "the schema does not know the disk",
+    r"does not exist|no such file or folder": "the schema does not know the disk",
     r"needs a value": "the command line may give the value",
-    r": needs data\.|: takes .* as targets|must have a value greater than 0|must divide": "relations are expressions",
+    r": needs data\.|: takes .* as targets|must have a value greater than 0|must divide|collides with a real class"
+    r"|without model\.head_dropout": "relations are expressions",
+    r"must be the name of a folder": "the characters of a name are checked by a function",
 }
 """Problems that only the checker finds: a pattern of their messages, and why a schema cannot say them."""
 

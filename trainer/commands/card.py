@@ -395,7 +395,7 @@ def _only_own(section: Section) -> Section:
     """Return the proofs of the artifacts in `export/` only: artifacts of pruned copies are not in the repository."""
     proofs = section.tables[0]
     rows = [row for row in proofs.rows if str(row[1]).startswith(f"{EXPORT}/")]
-    return replace(section, title="Proofs", tables=[replace(proofs, rows=rows)])
+    return replace(section, title="Proof against PyTorch", tables=[replace(proofs, rows=rows)])
 
 
 def _portable(section: Section) -> Section:
@@ -410,8 +410,10 @@ def _portable(section: Section) -> Section:
 
 
 def _markdown(section: Section) -> str:
-    """Return a section of the report as Markdown; "" without rows."""
-    tables = [f"{table.title}:\n\n{_table(table)}" for table in section.tables if table.rows]
+    """Return a section of the report as Markdown; "" without rows. The heading is the title of an only table."""
+    shown = [table for table in section.tables if table.rows]
+    is_titled = not section.title or len(shown) > 1
+    tables = [f"{table.title}:\n\n{_table(table)}" if is_titled else _table(table) for table in shown]
     heading = [f"## {section.title}"] if section.title else []
     return "\n\n".join([*heading, *tables]) if tables else ""
 
