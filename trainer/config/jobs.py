@@ -333,7 +333,8 @@ class TrainJob:
     seed: Seed = key(0, "seed of the sample order, the initial weights and all random numbers; at least 0")
     device: str = key("auto", f"device: {_DEVICE}")
     devices: Count | Literal["auto"] = key(
-        1, "number of devices that train together, a process each; auto is every GPU; changes the time, not the result"
+        1,
+        "devices that train together, a process each; auto is every GPU; changes the time, not what is learned",
     )
     shard: bool | Count = key(
         False, "store weights, gradients and optimizer in shards: true over all devices, or over groups of this many"
