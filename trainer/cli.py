@@ -26,7 +26,7 @@ from trainer.distributed.environment import (
 )
 from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
 from trainer.layout import Document
-from trainer.signals import drop_output, open_missing_streams
+from trainer.signals import drop_output, drop_unwritable_output, open_missing_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -125,8 +125,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["PYTHONSAFEPATH"] = "1"
     open_missing_streams()
     set_rank_defaults()
-    if argv is not None or not is_rank():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    if argv is not None:
+        return _main(list(argv))
+    if not is_rank():
+        exit_code = _main(sys.argv[1:])
+        drop_unwritable_output()
+        return exit_code
     exit_code = 1
 
     def end() -> None:
@@ -177,7 +181,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _print_error(error: TrainerError) -> None:
-    print_lines(*error.messages)
+    with suppress(OSError):  # nobody can be told, but the exit code says what has happened
+        print_lines(*error.messages)
 
 
 def _run(arguments: list[str]) -> None:

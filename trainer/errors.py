@@ -180,6 +180,9 @@ def find_user_error(error: BaseException | None, verb: str = "train") -> Trainer
                     return error_type(message.format(*match.groups(), remedy=remedy))
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             return write_error(error.filename or "a file", error)
+        if isinstance(error, PermissionError) and error.filename is not None:
+            remedy = "Allow this user to read and write there, or use a copy"
+            return CheckpointError(format_error(str(error.filename), "permission denied", remedy))
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # only a name that was given is so long
             remedy = "Shorten the name of each file and folder to at most 255 bytes"
             return ConfigError(format_error("path", "is too long", remedy, value=str(error.filename)))

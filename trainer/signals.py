@@ -103,6 +103,18 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def drop_unwritable_output() -> None:
+    """Send each standard stream that cannot be written, as on a full disk, to nowhere.
+
+    Python would flush it again when the process ends, and change the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Hold SIGTERM, SIGINT and SIGUSR1 back in the block: for this process, and for those that it starts.

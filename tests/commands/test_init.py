@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -318,6 +319,13 @@ def test_an_experiment_is_replaced_only_with_force(folder: Path, capsys: pytest.
     assert main(["init", "my.csv", "name=digits"]) == 2
     assert main(["init", "my.csv", "name=../x"]) == 2
     assert main(["init"]) == 2
+    shutil.rmtree("conf")
+    Path("conf").touch()
+    capsys.readouterr()
+    for command in (["my.csv"], ["part=loss"]):
+        assert main(["init", *command]) == 2
+        assert "conf/" in (error := capsys.readouterr().err)
+        assert "checkpoint" not in error
 
 
 def test_values_with_special_characters_stay_values(folder: Path) -> None:

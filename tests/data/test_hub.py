@@ -1,5 +1,6 @@
 """Data sets of the datasets library, from folders; no test uses the network."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,36 @@ def data(request: pytest.FixtureRequest) -> str:
     else:
         DatasetDict({"train": rows(range(300))}).save_to_disk("data")
     return str(request.param)
+
+
+HEAD = "---\nconfigs:\n- data_files:\n  - split: train\n    path: [{}]\n---\n# A page\n"
+OUTSIDE = {
+    "an absolute path": ("README.md", HEAD.format("/etc/*")),
+    "a parent": ("README.md", HEAD.format("a.csv, ../*.csv")),
+    "a URL": ("README.md", HEAD.format("'https://host/x.csv'")),
+    "a URL in a chain": (".huggingface.yaml", "configs: [{data_files: 'zip://x.csv::https://host/y.zip'}]"),
+    "a folder": ("README.md", "---\nconfigs: [{data_dir: /etc}]\n---\n"),
+    "a saved file": ("train/state.json", json.dumps({"_data_files": [{"filename": "/x.arrow"}]})),
+    "a saved split": ("dataset_dict.json", json.dumps({"splits": ["../train"]})),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_folder_names_no_data_outside_of_it(name: str) -> None:
+    file, text = OUTSIDE[name]
+    Path("data/train").mkdir(parents=True)
+    Path("data", file).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"^data/{re.escape(file)}: names data outside of its folder, got "):
+        hub().load(["text"])
+
+
+def test_data_that_the_library_cannot_read_is_an_error_of_the_data() -> None:
+    Path("data").mkdir()
+    page = "---\nconfigs: [{config_name: default, data_files: '*.csv', converters: {text: eval}}]\n---\n"
+    Path("data/README.md").write_text(page, encoding="utf-8")
+    Path("data/train.csv").write_text("text,label\na,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"^data\.path: the data set cannot be loaded \("):
+        hub().load(["text"])
 
 
 def test_several_splits_are_validation_sets() -> None:

@@ -94,3 +94,10 @@ def test_failing_disk_is_an_error_of_the_user_wherever_it_is_met(number: int) ->
     assert found.exit_code == 3
     assert str(found).startswith(f"/disk/file: cannot be written: {os.strerror(number)}. ")
     assert find_user_error(OSError(errno.ENOENT, "missing", "/disk/file")) is None
+
+
+def test_a_folder_that_may_not_be_entered_is_an_error_of_the_user() -> None:
+    found = find_user_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "run/config.yaml"))
+    assert found is not None
+    assert str(found).startswith("run/config.yaml: permission denied. ")
+    assert find_user_error(PermissionError(errno.EPERM, "a call that is not allowed, of no file")) is None

@@ -102,7 +102,8 @@ def _open_locked(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise CheckpointError(format_error(str(path), f"cannot be opened: {error.strerror}")) from error
+        remedy = "Allow writing there, or copy the run to another folder"
+        raise CheckpointError(format_error(str(path), f"cannot be opened: {error.strerror}", remedy)) from error
     try:
         _lock(file, folder)
     except BaseException:

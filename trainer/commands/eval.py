@@ -22,7 +22,7 @@ from trainer.display import counted
 from trainer.distributed.environment import is_first_rank, is_rank, num_processes
 from trainer.distributed.launch import launch
 from trainer.documents import EVALUATION, EVALUATION_PARTS, undefined_reason
-from trainer.errors import raise_if_any
+from trainer.errors import CheckpointError, raise_if_any
 from trainer.files.atomic_io import create_folder, discard, refuse_to_replace, write_text
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import is_predictions, predictions_file, predictions_schema, predictions_writer
@@ -236,7 +236,7 @@ def evaluate_split(
         source["decision"] = f"{task.decision_rule.describe()} set after training"
     document = {"split": split, "step": checkpointed.step, "weights": checkpointed.weights, "precision": precision}
     document |= source
-    create_folder(file.parent)
+    create_folder(file.parent, CheckpointError)
     values = _compute_values(checkpointed, encoded, document, file if keeps_predictions else None, ranks)
     evaluation = Evaluation(name if changed else split, values, {}, {}, [], {})
     if ranks is not None and not ranks.is_first:

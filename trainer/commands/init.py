@@ -63,7 +63,7 @@ def run(job: InitJob, config: Document) -> None:
     is_same = file.is_file() and file.read_bytes() == text.encode()
     if not is_same:
         _check_is_free(file, force=job.force)
-        create_folder(file.parent)
+        create_folder(file.parent, ConfigError)
         write_text(file, text, ConfigError)
     written = f"{file} says so already" if is_same else f"wrote {file}"
     print_lines(*look.lines, *_describe_proposal(look.proposal, written, name), to=sys.stdout)

@@ -298,7 +298,7 @@ def write_part(group: str, name: str, *, force: bool) -> list[str]:
     for file in files:
         refuse_to_replace("name", file, force=force)
     for file, text in files.items():
-        create_folder(file.parent)
+        create_folder(file.parent, ConfigError)
         write_text(file, text.replace("NAME", name).replace("CLASS", made), ConfigError)
     chosen = f"{group}={name}" if option else f"'metrics=[{{_target_: {name}.{made}}}]'"
     return [

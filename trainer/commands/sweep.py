@@ -33,7 +33,7 @@ from trainer.distributed.launch import (
 )
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
-from trainer.errors import Interrupted, find_user_error, format_error, raise_if_any, show_value
+from trainer.errors import CheckpointError, Interrupted, find_user_error, format_error, raise_if_any, show_value
 from trainer.files.atomic_io import create_folder, write_text
 from trainer.layout import LABEL_ERRORS, METRICS, REPORT, SWEEP, TABLE, Document
 from trainer.report.console import open_console, print_table
@@ -89,7 +89,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
         ConfigError: The folder contains a sweep with another config.
     """
     check_free("sweep.name", sweep.folder)
-    create_folder(sweep.folder)
+    create_folder(sweep.folder, CheckpointError)
     with run_lock(sweep.folder):
         jobs = _record(sweep, {job.name: job.changes for job in sweep.jobs})
         waiting = [job for job in sweep.jobs if not is_complete(sweep.folder / job.name)]

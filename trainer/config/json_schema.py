@@ -36,7 +36,7 @@ _ENTRIES: Mapping[str, type] = {"model.lora": jobs.LoraKeys, "optimizer.override
 
 def write_schema(path: Path, group: str | None = None) -> None:
     """Write the schema of the config, with the options of the working directory, to a file; see `make_schema`."""
-    create_folder(path.parent)
+    create_folder(path.parent, ConfigError)
     write_text(path, schema_text(group) + "\n", ConfigError)
 
 

@@ -95,9 +95,17 @@ def list_entries(folder: Path) -> frozenset[Path]:
     return frozenset()
 
 
-def create_folder(folder: Path) -> None:
-    """Create a folder and its missing parents."""
-    with _naming_errors(folder, "created"):
+def create_folder(folder: Path, error_type: ErrorType | None = None) -> None:
+    """Create a folder and its missing parents.
+
+    Args:
+        folder: The folder.
+        error_type: Makes the error of a folder that cannot be created; None is the error of a checkpoint.
+
+    Raises:
+        TrainerError: The folder cannot be created.
+    """
+    with _naming_errors(folder, "created") if error_type is None else naming_errors(folder, error_type):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         for path in reversed(missing):
             path.mkdir(exist_ok=True)  # another process may have made it by now
