@@ -75,7 +75,7 @@ _OWN_DATA: Final = ("files", "lines", "imagefolder", "idx", "conll", "hub")
 _NOT_SHOWN: Final = ("logger.", "run.", "observers", "launch.", "sweep.", "data.cache_dir", "loader.workers")
 """Keys, or their starts, without a meaning on other machines."""
 
-_EXAMPLE_INPUTS: Final = {"text": '"a text"', "image": "image.png", "words": "rows.jsonl"}
+_EXAMPLE_INPUTS: Final = {"text": '"a text"', "image": "image.png", "words": '"the words of a sentence"'}
 """An example of the key `input`, by the columns that the model reads; a table of rows for all other columns."""
 
 _MAX_CLASSES: Final = 5

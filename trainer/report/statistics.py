@@ -262,7 +262,7 @@ def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Ba
         numbers = np.array(known, dtype=np.float64)
         distances = numbers - numbers.mean()
         scores = {"mae": np.abs(distances).mean(), "rmse": math.sqrt((distances**2).mean()), "r2": 0.0}
-        return Baseline(f"always answering the mean {numbers.mean():.4g}", scores)
+        return Baseline(f"always answering the mean of the rows ({numbers.mean():.4g})", scores)
     return None
 
 
