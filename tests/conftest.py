@@ -61,18 +61,34 @@ def _logging_as_before() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips tests that need a CUDA device on a machine without one, and keeps the table of ONNX operators.
-
-    PyTorch makes this table anew for every exported graph, which takes a quarter of the export of a small model.
-    """
-    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
-    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
-        exporter.ONNXRegistry.from_torchlib = staticmethod(cache(exporter.ONNXRegistry.from_torchlib))
+    """Skips tests that need a CUDA device on a machine without one, and keeps what libraries compute repeatedly."""
+    _keep_tables_of_export()
+    _name_datasets_at_random()
     if item.get_closest_marker("gpu") is not None:
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")  # chosen by `-m gpu` only: other runs leave these tests out
+
+
+def _keep_tables_of_export() -> None:
+    """Keep the table of ONNX operators, and register PyTorch's operators once.
+
+    PyTorch does both anew for every exported graph, which takes a third of the export of a small model.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if exporter is not None and not hasattr(exporter.ONNXRegistry.from_torchlib, "cache_info"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(cache(exporter.ONNXRegistry.from_torchlib))
+    operators = sys.modules.get("torch._export.utils")
+    if operators is not None and not hasattr(operators._materialize_cpp_cia_ops, "cache_info"):
+        operators._materialize_cpp_cia_ops = cache(operators._materialize_cpp_cia_ops)
+
+
+def _name_datasets_at_random() -> None:
+    """Let `datasets` not pickle each new table to name it by a hash, which names only the files of its own cache."""
+    rows = sys.modules.get("datasets.arrow_dataset")
+    if rows is not None:
+        rows.generate_fingerprint = lambda dataset: rows.generate_random_fingerprint()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
