@@ -57,6 +57,17 @@ def test_random_states_are_restored(error: type[Exception] | None) -> None:
         assert draw() == expected
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.11 has no such setting")
+def test_operations_have_no_stack_trace_in_the_block_only() -> None:
+    def count_traces() -> int:
+        program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+        return sum(node.stack_trace is not None for node in program.graph.nodes)
+
+    with silence():
+        assert count_traces() == 0
+    assert count_traces() > 0
+
+
 def test_silence_ends_with_the_block(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("noisy")
     with silence():

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.fx import config as fx_config
 
 from trainer.export.cases import BATCH, Case, Forward, forward_of, proof_cases, traced_inputs
 from trainer.layout import Document
 from trainer.protocols import Batch, Row, Task
 
 _ALIGNMENT = 64  # bytes
+_NO_TRACES = "do_not_emit_stack_traces"
 _CALIBRATION_BATCH = 8  # samples; calibration may keep all intermediate values of a batch in memory
 
 Result = TypeVar("Result")
@@ -206,16 +208,19 @@ def preserve_random_state() -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Suppress log records, warnings and printed text in the block.
+    """Suppress log records, warnings and printed text in the block, and the stack trace of each operation.
 
     Use it only around calls of exporters. They warn about things that their users cannot change: deprecations inside
-    torch, missing optional packages, and sizes that tracing might have frozen (which the proof checks).
+    torch, missing optional packages, and sizes that tracing might have frozen (which the proof checks). No artifact
+    contains stack traces, which take two fifths of the export of a small graph.
     """
-    disabled = logging.root.manager.disable
+    disabled, traceless = logging.root.manager.disable, getattr(fx_config, _NO_TRACES, False)  # not in torch 2.11
     logging.disable(logging.CRITICAL)
+    setattr(fx_config, _NO_TRACES, True)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+        setattr(fx_config, _NO_TRACES, traceless)
