@@ -1,22 +1,25 @@
 """Composes each choice of options of `conf/` once in a run of the tests, as Hydra takes longer than a check.
 
-Each file of `conf/` is read, and each override is parsed, once in a process. Hydra's four copies of the config of a job
-are made by pickle, or left out if nothing changes them. Started programs run Hydra as it is.
+With a `conf` in the working directory, a choice is composed again once one of its files has changed. Each file is read,
+and each override is parsed, once in a process. Hydra's four copies of the config of a job are made by pickle, or left
+out if nothing changes them. Started programs run Hydra as it is.
 """
 
 import os
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 from unittest.mock import patch
 
 import hydra.core.utils
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins import file_config_source
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,8 +31,19 @@ from trainer.config.groups import own_folder
 _compose_with_hydra = compose.compose_with_hydra
 _load_config = ConfigRepository.load_config
 _parse_override = OverridesParser.parse_override
-_composed: dict[tuple[str, ...], bytes] = {}
+_WORKING_FOLDER = re.compile(r"hydra\.searchpath=\['file://(/[^']*/conf)'\]")
+
+
+class _Key(NamedTuple):
+    name: str
+    overrides: tuple[str, ...]
+    state: tuple[tuple[str, int, int], ...]
+    """The files of the working directory's `conf`."""
+
+
+_composed: dict[_Key, bytes] = {}
 _loaded: dict[str, bytes] = {}
+_read: dict[tuple[object, ...], bytes] = {}
 _shared: list[Path] = []
 
 
@@ -40,9 +54,12 @@ def share(folder: Path) -> None:
 
 
 def _compose_once(folder: Path, name: str, overrides: Sequence[str]) -> DictConfig:
-    if folder != own_folder() or any("hydra" in override for override in overrides):
+    others = [override for override in overrides if "hydra" in override]
+    found = [_WORKING_FOLDER.fullmatch(override) for override in others]
+    if folder != own_folder() or not all(found):
         return _compose_with_hydra(folder, name, overrides)
-    if (key := (name, *overrides)) not in _composed:
+    key = _Key(name, tuple(overrides), tuple(state for match in found if match for state in _state_of(match[1])))
+    if key not in _composed:
         _composed[key] = _composed_bytes(key)
     config: DictConfig = pickle.loads(_composed[key])
     with read_write(config.hydra):
@@ -50,13 +67,20 @@ def _compose_once(folder: Path, name: str, overrides: Sequence[str]) -> DictConf
     return config
 
 
-def _composed_bytes(key: tuple[str, ...]) -> bytes:
+def _state_of(folder: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the path, the time and the size of each file of a working directory's `conf`."""
+    for path in sorted(Path(folder).rglob("*")):
+        status = path.lstat()
+        yield str(path), status.st_mtime_ns, status.st_size
+
+
+def _composed_bytes(key: _Key) -> bytes:
     files = [folder / sha256(repr(key).encode()).hexdigest() for folder in _shared]
     for file in files:
         if file.exists():
             return file.read_bytes()
-    with patch.object(ConfigRepository, "load_config", _load_once):
-        content = pickle.dumps(_compose_with_hydra(own_folder(), key[0], key[1:]))
+    with patch.object(ConfigRepository, "load_config", _load_config if key.state else _load_once):
+        content = pickle.dumps(_compose_with_hydra(own_folder(), key.name, key.overrides))
     for file in files:
         (written := file.with_suffix(f".{os.getpid()}")).write_bytes(content)
         written.rename(file)
@@ -70,6 +94,15 @@ def _load_once(self: ConfigRepository, config_path: str) -> object:
             return None
         _loaded[config_path] = pickle.dumps(config)
     return pickle.loads(_loaded[config_path])
+
+
+def _read_once(file: TextIO) -> object:
+    """Return the config in a file of Hydra's search path, again if it has changed."""
+    status = os.fstat(file.fileno())
+    key = (file.name, status.st_ino, status.st_mtime_ns, status.st_size)
+    if key not in _read:
+        _read[key] = pickle.dumps(OmegaConf.load(file))
+    return pickle.loads(_read[key])
 
 
 def _parse_once(self: OverridesParser, text: str) -> Override:
@@ -93,5 +126,6 @@ def _set_config(self: HydraConfig, config: Any) -> None:
 
 compose.compose_with_hydra = _compose_once
 hydra.core.utils.copy = SimpleNamespace(deepcopy=_copied)  # type: ignore[attr-defined]
+file_config_source.OmegaConf = SimpleNamespace(load=_read_once)  # type: ignore[attr-defined]
 HydraConfig.set_config = _set_config  # type: ignore[method-assign]
 OverridesParser.parse_override = _parse_once
