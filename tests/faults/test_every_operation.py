@@ -200,7 +200,7 @@ def check_verb(verb: str, every: int, template: Path, folder: Path, capsys: pyte
     return count
 
 
-@pytest.mark.parametrize(("verb", "every"), [("eval", 6), ("csv", 3), ("report", 3), ("train", 60), ("export", 30)])
+@pytest.mark.parametrize(("verb", "every"), [("eval", 6), ("report", 3), ("train", 60)])
 def test_some_operations_of_a_verb_may_fail(
     verb: str, every: int, template: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,12 +138,11 @@ def test_a_model_for_changing_shapes_is_compiled_as_a_whole(folders: Folders, pr
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("bert", "blocks"),
         ("text_encoder", "whole"),
         *(
             pytest.param(name, part, marks=pytest.mark.slow)
             for name, part in [
-                *(("text_encoder", "blocks"), ("decoder", "blocks"), ("decoder", "whole")),
+                *(("bert", "blocks"), ("text_encoder", "blocks"), ("decoder", "blocks"), ("decoder", "whole")),
                 ("bert", "whole"),  # of which every layer is traced: seconds
             ]
         ),

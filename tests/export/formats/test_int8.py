@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx
 import pytest
@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from tests.export.formats.test_fp16 import wide_toy
-from tests.support.export_models import LABELS, WORDS, ToyModel, ToyTask, batches, publish_toy, toy_export_model
+from tests.support.export_models import LABELS, WORDS, ToyTask, batches, publish_toy, toy_export_model
 from trainer.errors import ProofError
 from trainer.export.cases import Forward
 from trainer.export.compare import Limits, compare_cases
@@ -23,6 +23,20 @@ from trainer.export.formats.onnx import load_onnx, shared_graph
 from trainer.export.model import ExportModel
 from trainer.export.prove import ProofResult, prove_formats
 from trainer.protocols import Batch
+
+Method = Literal["dynamic", "static"]
+
+
+def models_of_one_graph(module: nn.Module, task: ToyTask) -> dict[Method, ExportModel]:
+    """Return the models of both methods, of which the first exports the graph."""
+    with torch.no_grad():
+        models: dict[Method, ExportModel] = {
+            method: ExportModel(module, task, training=lambda count: batches(), int8=method)
+            for method in get_args(Method)
+        }
+    shared_graph(models["dynamic"])
+    models["static"]._results.update(models["dynamic"]._results)
+    return models
 
 
 class Tied(nn.Module):
@@ -49,9 +63,13 @@ def tied_model() -> Tied:
 
 
 @pytest.fixture(scope="module")
-def tied() -> ExportModel:
-    with torch.no_grad():
-        return ExportModel(tied_model(), ToyTask())
+def tied_models() -> dict[Method, ExportModel]:
+    return models_of_one_graph(tied_model(), ToyTask())
+
+
+@pytest.fixture(scope="module")
+def tied(tied_models: dict[Method, ExportModel]) -> ExportModel:
+    return tied_models["dynamic"]
 
 
 def normalize(model: ExportModel, path: Path) -> onnx.ModelProto:
@@ -84,16 +102,13 @@ def test_layers_have_the_names_of_the_model_and_all_readers(tied: ExportModel, t
     assert all(layer.is_tied for layer in layers.values())
 
 
-def test_renamed_weight_is_named_by_its_bias(tmp_path: Path) -> None:
-    with torch.no_grad():
-        model = ExportModel(ToyModel(), ToyTask())
-    layers = find_layers(normalize(model, tmp_path / "model.onnx").graph)
+def test_renamed_weight_is_named_by_its_bias(toys: dict[Method, ExportModel], tmp_path: Path) -> None:
+    layers = find_layers(normalize(toys["dynamic"], tmp_path / "model.onnx").graph)
     assert [layer.name for layer in layers] == ["tokens", "positions", "query_key_value", "head"]
     assert [layer.operator for layer in layers] == ["Gather", "Gather", "MatMul", "MatMul"]
     assert not any(layer.is_tied for layer in layers)
 
 
-Method = Literal["dynamic", "static"]
 _INT8 = {TensorProto.INT8, TensorProto.UINT8}
 
 
@@ -132,9 +147,9 @@ class Stretched(nn.Module):
         return self.head(hidden)
 
 
-def export_model(model: nn.Module, int8: Method | None = None) -> ExportModel:
+def export_model(model: nn.Module) -> ExportModel:
     with torch.no_grad():
-        return ExportModel(model, ToyTask(), training=lambda count: batches(), int8=int8)
+        return ExportModel(model, ToyTask(), training=lambda count: batches())
 
 
 def error(forward: Forward, model: ExportModel) -> float:
@@ -168,7 +183,7 @@ def prove(model: ExportModel, stage: Path, budget: float = 0.02) -> ProofResult:
 
 @pytest.fixture(scope="module")
 def toys() -> dict[Method, ExportModel]:
-    return {method: export_model(wide_toy(), method) for method in ("dynamic", "static")}
+    return models_of_one_graph(wide_toy(), ToyTask())
 
 
 @pytest.mark.parametrize(("method", "per_channel"), [("dynamic", True), ("static", False)])
@@ -206,8 +221,10 @@ def test_scales_are_per_layer_or_per_output(toys: dict[Method, ExportModel], tmp
 
 
 @pytest.mark.parametrize(("method", "per_channel"), [("dynamic", True), ("static", False)])
-def test_tied_weights_are_quantized_once(tmp_path: Path, method: Method, per_channel: bool) -> None:
-    model, path = export_model(tied_model(), method), tmp_path / "model.onnx"
+def test_tied_weights_are_quantized_once(
+    tied_models: dict[Method, ExportModel], tmp_path: Path, method: Method, per_channel: bool
+) -> None:
+    model, path = tied_models[method], tmp_path / "model.onnx"
     write_int8(path, model, per_channel=per_channel)
     matrices = [each.data_type for each in onnx.load(path).graph.initializer if len(each.dims) > 1]
     assert len(matrices) == 2
@@ -246,6 +263,8 @@ def test_convolutions_are_quantized_statically_or_not_at_all(tmp_path: Path) -> 
         model = Convolutions()
     with torch.no_grad():
         subjects = {method: ExportModel(model, Pixels(), int8=method) for method in (None, "dynamic")}
+    shared_graph(subjects[None])
+    subjects["dynamic"]._results.update(subjects[None]._results)
     path = tmp_path / "model.onnx"
     assert write_int8(path, subjects[None], per_channel=True) == {
         "activations": "static",
