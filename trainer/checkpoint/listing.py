@@ -54,8 +54,9 @@ def list_newest_first(root: Path) -> list[ListedCheckpoint]:
     for step, folder in find_step_folders(root).items():
         score = fault = None
         try:
-            ordinal = read_manifest(folder).ordinal
-            score = json.loads(read_document(folder, STATE) or "{}").get("score")
+            manifest = read_manifest(folder)
+            ordinal = manifest.ordinal
+            score = json.loads(read_document(folder, STATE, manifest) or "{}").get("score")
         except DamagedError as error:
             fault = error
         checkpoints.append(ListedCheckpoint(step, folder, ordinal, score, fault))

@@ -124,13 +124,18 @@ def read_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
         yield name, _read_verified(folder, name, written)
 
 
-def read_document(folder: Path, name: str) -> str | None:
+def read_document(folder: Path, name: str, manifest: Manifest | None = None) -> str | None:
     """Return one verified text file of a checkpoint (`config.yaml`); None if the checkpoint has no such file.
+
+    Args:
+        folder: The checkpoint.
+        name: The name of the file.
+        manifest: The manifest of the checkpoint, if it has been read.
 
     Raises:
         DamagedError: The manifest or that file is damaged.
     """
-    written = read_manifest(folder).files.get(name)
+    written = (manifest or read_manifest(folder)).files.get(name)
     return None if written is None else decode_document(name, _read_verified(folder, name, written))
 
 
