@@ -12,8 +12,9 @@ from tests.test_loop import make_run, scripted_validation
 from trainer.cli import main
 from trainer.errors import Interrupted
 from trainer.loop import fit
-from trainer.run import StepCounts
+from trainer.run import StepCounts, Validation
 from trainer.state import TrainState
+from trainer.validation_sets import VALIDATION
 
 NAN = math.nan
 
@@ -60,6 +61,28 @@ def test_a_run_ends_at_the_first_evaluation_after_its_patience(
 
     assert state.step == end
     assert saved[-1] == end
+
+
+@pytest.mark.parametrize(
+    ("bounds", "patience", "end"), [((0.0, 1.0), 4, 8), ((0.0, 9.0), 4, 20), ((0.0, 1.0), None, 20)]
+)
+def test_a_smaller_loss_does_not_prolong_a_run_whose_metric_cannot_improve(
+    bounds: tuple[float, float], patience: int | None, end: int
+) -> None:
+    run = make_run(
+        steps=steps(patience),
+        validation=Validation(
+            {VALIDATION: lambda model, loss: {"accuracy": float(state.step > 3), "loss": 1 / state.step}},
+            VALIDATION,
+            "accuracy",
+            lambda: True,
+            bounds,
+        ),
+    )
+    state = TrainState()
+    fit(run, state, lambda: False)
+
+    assert (state.step, state.best_step) == (end, end)
 
 
 def test_evaluations_for_a_schedule_count_too() -> None:

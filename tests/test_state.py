@@ -41,7 +41,7 @@ def test_the_first_of_equal_scores_is_the_best_one() -> None:
         improved.append(state.record(score(value)))
 
     assert improved == [True, True, False, False]
-    assert (state.best_step, state.steps_since_best()) == (2, 2)
+    assert (state.best_step, state.steps_since_improvement()) == (2, 2)
     assert state.score == score(0.6)
 
 
@@ -63,4 +63,16 @@ def test_state_survives_json() -> None:
     copy = TrainState()
     copy.load_state_dict(json.loads(json.dumps(state.state_dict())))
 
+    assert copy == state
+
+
+def test_a_smaller_loss_is_no_improvement_at_the_best_possible_value() -> None:
+    state = TrainState()
+    for value, loss in ((0.5, 2.0), (0.5, 1.5), (1.0, 1.0), (1.0, 0.5), (1.0, 0.4)):
+        state.advance()
+        assert state.record(score(value, loss=loss), best_possible=1.0)
+    assert (state.best_step, state.improved_step, state.steps_since_improvement()) == (5, 3, 2)
+
+    copy = TrainState()
+    copy.load_state_dict(json.loads(json.dumps(state.state_dict())))
     assert copy == state

@@ -22,6 +22,7 @@ from trainer.distributed.environment import (
     is_rank,
     is_reported_elsewhere,
     reported_once_per_machine,
+    require_cuda_driver,
     set_rank_defaults,
 )
 from trainer.errors import ConfigError, Interrupted, TrainerError, find_user_error, format_error
@@ -307,6 +308,9 @@ def _start(verb: str, job: object, config: Document) -> Document | None:
     make_importable(named_packages(config))
     if verb not in WITHOUT_TORCH:
         _check_memory_limit()
+        if verb != "plan":  # which runs on the CPU
+            with reported_once_per_machine():
+                require_cuda_driver(getattr(job, "device", None))
     score: Document | None = import_module(f"trainer.commands.{verb}").run(job, config)
     return score
 

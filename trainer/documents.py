@@ -36,7 +36,13 @@ ROWS: Final = {str: [int, [int]]}
 
 _STATE_SHAPE: Final = {
     "score": _MAYBE_SCORE,
-    "train": {"step": int, "score": _MAYBE_SCORE, "best": _MAYBE_SCORE, "best_step": (int, None)},
+    "train": {
+        "step": int,
+        "score": _MAYBE_SCORE,
+        "best": _MAYBE_SCORE,
+        "best_step": (int, None),
+        "improved_step?": int,
+    },
     "ema": ({"updates": int}, None),
     "schedule": ({str: object}, None),
     "precision": {str: object},

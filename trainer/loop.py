@@ -351,7 +351,7 @@ def evaluate_weights(run: Run, state: TrainState) -> Score:
 def evaluate_and_record(run: Run, state: TrainState) -> bool:
     """Evaluate, and show the score to the schedule; return whether it is the best score so far."""
     score = evaluate_weights(run, state)
-    improved = state.record(score)
+    improved = state.record(score, run.validation.best_possible if run.steps.patience is not None else None)
     observe_score(run, state, score)
     return improved
 
@@ -363,9 +363,9 @@ def observe_score(run: Run, state: TrainState, score: Score) -> None:
 
 
 def out_of_patience(run: Run, state: TrainState) -> bool:
-    """Return whether this step was evaluated and the best score is too old."""
+    """Return whether this step was evaluated and the last improvement is too old."""
     patience = run.steps.patience
-    return patience is not None and state.score is not None and state.steps_since_best() >= patience
+    return patience is not None and state.score is not None and state.steps_since_improvement() >= patience
 
 
 def save_checkpoint(run: Run, state: TrainState) -> None:

@@ -20,12 +20,14 @@ class Phase:
         title: What is being done: "loading PyTorch".
         total: The number of its parts; None is a single one.
         done: The number of parts that are done.
+        is_brief: It usually takes less than a few seconds, so a log of lines does not name it.
         start: When it began, by `time.monotonic`.
     """
 
     title: str
     total: int | None = None
     done: int = 0
+    is_brief: bool = False
     start: float = field(default_factory=time.monotonic)
 
 
@@ -55,13 +57,13 @@ def shown_on(watcher: Watcher | None) -> Iterator[None]:
 
 
 @contextmanager
-def phase(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def phase(title: str, total: int | None = None, *, is_brief: bool = False) -> Iterator[Callable[[int], None]]:
     """Show the name of a phase during the block; yield a function to call with the number of parts that are done."""
     watcher = _watcher if _process == os.getpid() else None
     if watcher is None:
         yield lambda done: None
         return
-    entry = Phase(title, total)
+    entry = Phase(title, total, is_brief=is_brief)
 
     def advance(done: int) -> None:
         entry.done = done

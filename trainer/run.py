@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,17 +72,24 @@ class Validation:
         split: The split whose metric picks the best weights.
         monitor: That metric.
         find_direction: Returns True if higher is better; called at the first evaluation.
+        bounds: The lowest and the highest value of the metric; infinite if no bound is known.
     """
 
     evaluators: Mapping[str, Callable[[nn.Module, Loss], dict[str, float]]]
     split: str
     monitor: str
     find_direction: Callable[[], bool]
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @cached_property
     def higher_is_better(self) -> bool:
         """The direction of the metric."""
         return self.find_direction()
+
+    @property
+    def best_possible(self) -> float:
+        """The best value that the metric can have."""
+        return self.bounds[self.higher_is_better]
 
     def score(self, values: Mapping[str, float], weights: str) -> Score:
         """Return the score of weights with these values on the monitored split."""

@@ -46,33 +46,48 @@ class TrainState:
         score: The score of this very step; None if it was not evaluated.
         best: The best score so far.
         best_step: The step of the best score.
+        improved_step: The step of the last improvement, for early stopping: a smaller loss is none once the metric has
+            its best possible value.
     """
 
     step: int = 0
     score: Score | None = None
     best: Score | None = None
     best_step: int | None = None
+    improved_step: int | None = None
 
     def advance(self) -> None:
         """Move to the next step, which has no score yet."""
         self.step += 1
         self.score = None
 
-    def record(self, score: Score) -> bool:
-        """Record this step's score; return True if it is the best so far."""
+    def record(self, score: Score, best_possible: float | None = None) -> bool:
+        """Record this step's score; return True if it is the best so far.
+
+        Args:
+            score: The score.
+            best_possible: The best value that the metric can have, if a smaller loss at this value is no improvement.
+        """
         self.score = score
         if not score.is_better_than(self.best):
             return False
+        if self.best is None or score.value != self.best.value or score.value != best_possible:
+            self.improved_step = self.step
         self.best, self.best_step = score, self.step
         return True
 
-    def steps_since_best(self) -> int:
-        """Return the updates since the best score, or since the start if there is none."""
-        return self.step - (self.best_step or 0)
+    def steps_since_improvement(self) -> int:
+        """Return the updates since the last improvement of the score, or since the start if there is none."""
+        return self.step - (self.improved_step or 0)
 
     def state_dict(self) -> StateDict:
-        """Return the state as JSON; the split of a score only if there are several validation sets."""
+        """Return the state as JSON; the split of a score only if there are several validation sets.
+
+        The step of the last improvement is left out if it is the step of the best score.
+        """
         state = asdict(self)
+        if self.improved_step == self.best_step:
+            del state["improved_step"]
         for score in filter(None, (state["score"], state["best"])):
             if score["split"] == VALIDATION:
                 del score["split"]
@@ -82,4 +97,5 @@ class TrainState:
         """Restore what `state_dict` returned."""
         self.step = int(state["step"])
         self.best_step = state["best_step"]
+        self.improved_step = state.get("improved_step", self.best_step)
         self.score, self.best = (None if entry is None else Score(**entry) for entry in (state["score"], state["best"]))

@@ -21,6 +21,7 @@ from PIL import Image
 from tests.support.jobs import TINY, WORDS, events, rows, working_in, write_csv
 from trainer.cli import main
 from trainer.commands.init_parts import PARTS
+from trainer.commands.init_proposal import length_settings
 from trainer.config.command import check_command
 from trainer.serve.model import ServedModel
 
@@ -265,6 +266,45 @@ def test_odd_data_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) 
         assert main(["init", name]) == 6, name
         assert message in capsys.readouterr().err, name
     assert not Path("conf").exists()
+
+
+def test_target_that_no_task_predicts_is_one_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [[f"${n}.5" if n % 9 else "n/a", f"2020-01-{n % 28 + 1:02}", f"{n} is odd", n % 3] for n in range(60)]
+    table("spent day note kind", lines)(Path("odd.csv"))
+    for target, problem in {
+        "spent": "has texts such as 'n/a' among its numbers",
+        "day": "has dates such as '2020-01-01'",
+        "note": "has 60 different texts in 60 rows",
+    }.items():
+        assert main(["init", "odd.csv", f"target={target}"]) == 6
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"target: {problem}, got {target!r}. Write classes that repeat, or numbers")
+        assert error.endswith(", or choose another column: kind.")
+
+
+def test_all_broken_images_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images((16,))(Path("photos"))
+    for name in ("cat/3.png", "dog/8.png"):
+        Path("photos", name).write_bytes(b"no image")
+    assert main(["init", "photos"]) == 6
+    errors = capsys.readouterr().err.splitlines()
+    assert [error.partition(":")[0] for error in errors] == ["photos/cat/3.png", "photos/dog/8.png"]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "is_whole", "expected"),
+    [
+        (50, True, {"duration": "30ep", "batch_size": 8}),
+        (200, True, {"duration": "30ep", "patience": "20ep", "batch_size": 16}),
+        (2_000, True, {"duration": "16ep", "patience": "4ep"}),
+        (20_000, True, {"duration": "3ep"}),
+        (80_000, True, {"duration": "2ep", "eval_every": 500}),
+        (100_000, False, {"duration": "1ep", "eval_every": 500}),
+    ],
+)
+def test_a_run_is_as_long_as_its_rows_need(num_rows: int, is_whole: bool, expected: dict[str, object]) -> None:
+    settings = length_settings(num_rows, is_whole=is_whole)
+    assert {setting.key.removeprefix("train."): setting.value for setting in settings} == expected
 
 
 def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

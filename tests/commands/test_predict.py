@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.documents import edit_manifest
 from tests.support.jobs import TINY, rows, working_in, write_roles
@@ -268,6 +269,18 @@ def test_broken_rows_of_standard_input_and_exit_code(
     assert errors[2] == "2 of 5 rows could not be used; the others were predicted."
 
 
+def test_a_terminal_shows_the_error_of_a_row_once(
+    run_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run_of("text_classification") / "gap.jsonl"
+    file.write_text('{"text": "apple"}\n{"text": ""}\n', encoding="utf-8")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["predict", f"run={file.parent / 'run'}", f"input={file}", "device=cpu"]) == 6
+    output, errors = capsys.readouterr()
+    assert "has no text" in output
+    assert errors == "1 of 2 rows could not be used; the others were predicted.\n"
+
+
 def test_broken_rows_of_files_get_errors(run_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
     texts, images = run_of("text_classification"), run_of("image_classification")
     file = texts / "broken.jsonl"
@@ -381,6 +394,7 @@ def test_errors_are_reported_before_torch_is_loaded(run_of: Callable[[str], Path
     cases = [
         (["input=gone.csv"], 2),
         (["input=x", "backend=onnx"], 3),
+        *([] if torch.cuda.is_available() else [(["input=x", "device=cuda"], 2)]),
         (["input=x", "neighbours=3", f"corpus={folder}/test.jsonl"], 2),
     ]
     codes, _ = run_without_torch([["predict", f"run={folder}/run", *options] for options, _ in cases])

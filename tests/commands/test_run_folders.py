@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import working_in
-from trainer.commands.run_folders import claim_fixed_folder, create_run_folder, find_run_folder, select_checkpoint
+from trainer.commands.run_folders import (
+    check_new_folder,
+    claim_fixed_folder,
+    create_run_folder,
+    find_run_folder,
+    select_checkpoint,
+)
 from trainer.config.jobs import RunSection
 from trainer.errors import CheckpointError
 
@@ -116,6 +122,13 @@ def test_a_run_folder_with_a_link_is_refused(name: str, tmp_path: Path) -> None:
     for find in (lambda: find_run_folder(str(tmp_path / "runs/run")), lambda: claim_fixed_folder(fixed)):
         with pytest.raises(CheckpointError, match="is a link, which a run folder may not contain"):
             find()
+
+
+def test_a_folder_that_cannot_be_created_shows_before_the_run(tmp_path: Path) -> None:
+    check_new_folder(RunSection(dir=str(tmp_path / "new" / "run")))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"^run\.dir: cannot be created \(.*\), got '/proc/x'\. Name another"):
+        check_new_folder(RunSection(dir="/proc/x"))
 
 
 @pytest.mark.parametrize(

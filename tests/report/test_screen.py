@@ -139,6 +139,8 @@ class TestLines:
         with progress.shown_on(Lines(Console(file=output))):
             with progress.phase("loading PyTorch"):
                 pass
+            with progress.phase("computing", is_brief=True):
+                pass
             for _ in progress.track(range(12), "quick", 12):
                 now[0] += 0.1
             with progress.phase("scoring"):

@@ -71,6 +71,7 @@ from trainer.protocols import (
 )
 from trainer.prune.masks import Masks
 from trainer.report.logs import logs_silenced
+from trainer.report.metric_names import metric_range
 from trainer.run import Run, RunOutputs, StepCounts, Validation
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
@@ -445,7 +446,8 @@ def build_validation(
 
     evaluators = {split: partial(evaluate_on, own) for split, own in batches.items()}
     split, metric = select_monitored(job.checkpoint.monitor, list(batches))
-    return Validation(evaluators, split, *select_monitor(metric, job, task))
+    monitor, find_direction = select_monitor(metric, job, task)
+    return Validation(evaluators, split, monitor, find_direction, metric_range(monitor))
 
 
 def select_monitor(metric: str | None, job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:

@@ -29,11 +29,12 @@ from trainer.commands.doctor_checks import (
 )
 from trainer.config.jobs import DoctorJob
 from trainer.display import counted
-from trainer.errors import TrainerError
+from trainer.errors import Interrupted, TrainerError
 from trainer.layout import CHECKPOINTS, RUNS, Document
 from trainer.progress import phase
 from trainer.report.console import open_console, print_indented
 from trainer.report.screen import phases_shown
+from trainer.signals import StopSignals
 
 _PROBE_SECONDS = 180.0
 _TRAINING_SECONDS = 180.0
@@ -118,6 +119,8 @@ def _safely(name: str, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]
     """Yield the results of checks; a check that fails itself is a problem, and the others go on."""
     try:
         yield from checks()
+    except Interrupted:
+        raise
     except Exception as error:  # whatever is wrong with the machine
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         yield Check("problem", name, f"cannot be checked ({reason})", "Mend what the reason names")
@@ -221,7 +224,7 @@ def _check_training() -> Check:
     start = time.monotonic()
     place = Path(RUNS) if os.path.isdir(RUNS) else Path()
     parent = place if os.access(place, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".trainer-doctor-") as name:
+    with StopSignals(), tempfile.TemporaryDirectory(dir=parent, prefix=".trainer-doctor-") as name:
         folder = Path(name).absolute()
         _write_rows(folder / "rows.csv")
         killed = _start_training(folder, "killed")

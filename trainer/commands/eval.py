@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from trainer.row_recorder import RowRecorder
 
 
+_MANY_ROWS = 20_000
+"""Rows whose intervals take longer than a few seconds."""
+
+
 class Evaluation(NamedTuple):
     """The scores of a model on some rows.
 
@@ -314,7 +318,8 @@ def _measure(
     from trainer.intervals.confidence import read_intervals
 
     metrics, values = build_class_metrics(checkpointed.job, checkpointed.task), evaluation.values
-    with phase(f"computing the intervals of {split}"):
+    is_brief = len(encoded.splits[split]) < _MANY_ROWS
+    with phase(f"computing the intervals of {split}", is_brief=is_brief):
         intervals = read_intervals(predictions, values, metrics)
         targets = measure_targets(predictions, checkpointed.job.data.get("columns", {}).get("value"))
     parts: dict[str, list[Document]] = {}

@@ -25,13 +25,13 @@ from trainer.data.language import count_tokens, guess_language
 from trainer.data.profile import MAX_ROWS, first_lines, list_counts, profile_table
 from trainer.data.readers import format_suffix, format_suffixes
 from trainer.display import counted
-from trainer.errors import DataError, format_error
+from trainer.errors import DataError, RowErrors, format_error
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".log", ".conll", ".conllu", ".bio", ".iob", ".iob2")
 """Suffixes of files that are read as text, plain or with a word per line; `.gz` may follow."""
 
 _LEAST_DOCUMENTS = 20
-_MAX_IMAGES = 200
+_MAX_IMAGES = 2_000
 _TAG_STARTS = ("B-", "I-", "S-", "E-", "L-", "U-")
 
 
@@ -69,7 +69,7 @@ def look_at_text_file(path: Path) -> Look:
         Setting("data.documents", unit, "the lines up to a blank one are one text" if unit == "blank" else ""),
         *split_settings(documents),
         *language_model_sizes(),
-        *length_settings(documents),
+        *length_settings(documents, is_whole=len(lines) < MAX_ROWS),
     ]
     proposal = Proposal(f"Learn to continue the texts of {path.name}", "causal_lm", "lines", settings)
     return Look([described + (f", {language}" if language else "")], proposal, documents, "texts")
@@ -105,7 +105,7 @@ def _look_at_sentences(path: Path, lines: Sequence[str], words: Sequence[str], *
         *split_settings(sentences),
         Setting("task.max_length", length_limit(3 * len(cells) // max(1, sentences)), "tokens of a sentence"),
         *model_sizes("text_encoder", sentences),
-        *length_settings(sentences),
+        *length_settings(sentences, is_whole=len(lines) < MAX_ROWS),
     ]
     summary = f"Tag each word of a sentence with one of {len(tags)} tags"
     described = [f"{path}: {sentences:,} sentences, {len(cells):,} words", f"  tags  {list_counts(tags)}"]
@@ -162,13 +162,14 @@ def _look_at_images(path: Path) -> Look:
         problem, remedy = "has one class only, so there is nothing to learn", "Add a folder for each other class"
         raise DataError(format_error(str(path), problem, remedy, value=next(iter(counts))))
     sizes: Counter[tuple[int, int]] = Counter()
+    errors = RowErrors()
     for file, _ in images["train"][:: max(1, num_images // _MAX_IMAGES)]:
         try:
             with Image.open(file) as image:
                 sizes[image.size] += 1
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            problem = "is no image that can be read"
-            raise DataError(format_error(str(file), problem, "Remove it, or write it again")) from error
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            errors.add(format_error(str(file), "is no image that can be read", "Remove it, or write it again"))
+    errors.raise_if_any()
     sides = sorted(min(size) for size in sizes.elements())
     side = sides[len(sides) // 2]
     size = None if len(sizes) == 1 and side <= 64 else min(64, max(16, side // 8 * 8))

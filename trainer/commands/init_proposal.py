@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,12 @@ _BATCH = 32
 _STEPS = 800
 """Steps after which a small model has usually learned a small data set."""
 
-_MAX_EPOCH_STEPS = 5_000
+_PATIENCE_STEPS = 200
+"""Steps without an improvement after which a small model has usually learned what it can."""
+
+_MANY_STEPS = 1_500
+"""Steps of an epoch from which on fewer epochs are enough, and one evaluation for each of them is too rare."""
+
 _FEW_ROWS = 2_000
 _MANY_ROWS = 20_000
 
@@ -109,12 +115,27 @@ def split_settings(num_rows: int) -> list[Setting]:
     return [Setting("data.split.validation", 0.3 if num_rows < 50 else 0.2), Setting("data.split.test", 0, comment)]
 
 
-def length_settings(num_rows: int) -> list[Setting]:
-    """Return the length of the run and of a step."""
+def length_settings(num_rows: int, *, is_whole: bool = True) -> list[Setting]:
+    """Return the length of the run and of a step, and when the run ends because it learns no more.
+
+    Args:
+        num_rows: The rows that were looked at.
+        is_whole: There are no more rows.
+    """
     batch = _BATCH if num_rows >= 500 else 8 if num_rows < 100 else 16
     epoch_steps = max(1, num_rows * 8 // 10 // batch)
-    epochs = 1 if epoch_steps > _MAX_EPOCH_STEPS else min(30, max(3, round(_STEPS / epoch_steps)))
-    settings = [Setting("train.duration", f"{epochs}ep", f"about {epochs * epoch_steps:,} steps")]
+    if epoch_steps >= _MANY_STEPS:
+        epochs = 2 if is_whole else 1
+        count = f"about {epochs * epoch_steps:,}" if is_whole else f"more than {epoch_steps:,}"
+        often = Setting("train.eval_every", 500, "steps, as an epoch is long")
+        return [Setting("train.duration", f"{epochs}ep", f"{count} steps"), often]
+    epochs = min(30, max(3, round(_STEPS / epoch_steps)))
+    patience = max(2, ceil(_PATIENCE_STEPS / epoch_steps))
+    can_end_early = patience < epochs - 1
+    most = "at most " if can_end_early else ""
+    settings = [Setting("train.duration", f"{epochs}ep", f"{most}about {epochs * epoch_steps:,} steps")]
+    if can_end_early:
+        settings.append(Setting("train.patience", f"{patience}ep", "ends the run if nothing improves for this long"))
     if batch != _BATCH:
         settings.append(Setting("train.batch_size", batch))
     return settings

@@ -19,7 +19,7 @@ from trainer.commands.init_proposal import (
     one_line,
     split_settings,
 )
-from trainer.data.cells import parse_spans
+from trainer.data.cells import is_number, parse_spans, shorten
 from trainer.data.profile import ColumnProfile, TableProfile, feature_warnings, leaking_columns, warnings_of
 from trainer.display import counted
 from trainer.errors import DataError, format_error
@@ -106,7 +106,8 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
     if (messages := table.of_kind("messages")) and target is None and text is None:
         return _propose_language_model(table, messages[0])
     texts = _texts(table, text, target)
-    if texts and target is None and (spans := table.of_kind("spans")):
+    spans = [column for column in table.of_kind("spans") if target in (None, column.name)]
+    if texts and spans:
         return _propose_spans(table, texts[0], spans[0])
     if text is None and target is None and (proposal := _propose_pairs(table, texts)):
         return proposal
@@ -157,6 +158,7 @@ def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) 
         column = _column(table, "target", chosen)
         if column.kind in ("empty", "constant"):
             raise _one_class_error(table, column)
+        _check_target(table, column)
         return column
     named = [column for column in table.columns if _rank(column.name, _TARGET_NAMES) < len(_TARGET_NAMES)]
     if named and not texts[1:] and (single := [column for column in named if column.kind == "constant"]):
@@ -165,6 +167,23 @@ def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) 
     order = {column.name: position for position, column in enumerate(candidates)}
     best = sorted(candidates, key=lambda column: (_rank(column.name, _TARGET_NAMES), -order[column.name]))
     return best[0] if best else None
+
+
+def _check_target(table: TableProfile, column: ColumnProfile) -> None:
+    """Raise one DataError if no task can predict a column that the user has chosen."""
+    if column.can_be_class or column.kind in ("list", "number") or all(map(is_number, column.counts)):
+        return
+    first = next((value for value in column.counts if not is_number(value)), "")
+    problems = {
+        "mixed": f"has texts such as {shorten(first)} among its numbers",
+        "date": f"has dates such as {shorten(first)}",
+        **dict.fromkeys(("image", "messages", "spans", "other"), "has neither classes nor numbers"),
+    }
+    problem = problems.get(column.kind, f"has {len(column.counts):,} different texts in {len(column.cells):,} rows")
+    others = [each.name for each in table.columns if each.can_be_class or each.kind in ("list", "number")]
+    choice = f", or choose another column: {', '.join(others)}" if others else ""
+    remedy = f"Write classes that repeat, or numbers such as 1234.5 and nothing for a missing one{choice}"
+    raise DataError(format_error("target", problem, remedy, value=column.name))
 
 
 def _features(table: TableProfile) -> list[ColumnProfile]:
@@ -366,7 +385,7 @@ def _proposal(
         first.append(Setting("data.separator", table.separator))
     columns = [setting for setting in settings if setting.key.startswith("data.")]
     others = [setting for setting in settings if not setting.key.startswith("data.")]
-    others += [*length_settings(table.num_rows), *_monitor_settings(table, roles.get("label"))]
+    others += [*length_settings(table.num_rows, is_whole=table.is_whole), *_monitor_settings(table, roles.get("label"))]
     ordered = [*first, *columns, *split_settings(table.num_rows), *others]
     listed = {role: [name] if isinstance(name, str) else name for role, name in roles.items()}
     listed |= {"features": list(features)} if features else {}

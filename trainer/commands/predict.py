@@ -79,11 +79,13 @@ def run(job: PredictJob, config: Document) -> None:
     from trainer.predict.predictor import RowCounts
 
     counts = RowCounts()
+    # On a terminal, the error that a printed row contains would be there twice.
+    most_errors = 0 if paths.output is None and sys.stdout.isatty() else _MAX_PRINTED_ERRORS
     num_printed = num_written = 0
     with open_output(paths.output) as write:
         for window in _predict(job, paths, predictor, row_format, counts):
             for row, prediction in window:
-                if row.error is not None and (num_printed := num_printed + 1) <= _MAX_PRINTED_ERRORS:
+                if row.error is not None and (num_printed := num_printed + 1) <= most_errors:
                     print_lines(row.error)
                 write(prediction)
                 num_written += 1

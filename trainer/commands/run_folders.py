@@ -12,6 +12,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from shlex import quote
+from tempfile import mkdtemp
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.checkpoint.snapshot import read_checkpoint_document
@@ -65,6 +66,7 @@ def check_new_folder(run: RunSection) -> None:
     if (Path(run.dir) / CHECKPOINTS).is_dir():
         remedy = f"Resume it with {run_argument('resume', Path(run.dir))}, or name another folder"
         raise CheckpointError(format_error("run.dir", "already contains a run", remedy, value=run.dir))
+    _check_creation("run.dir", Path(run.dir))
 
 
 def claim_fixed_folder(run: RunSection) -> Path:
@@ -219,6 +221,22 @@ def check_free(key: str, folder: Path) -> None:
         raise CheckpointError(message)
 
 
+def _check_creation(key: str, folder: Path) -> None:
+    """Raise CheckpointError if no folder can be created next to one that is to be created: permissions do not tell."""
+    if folder.exists():
+        return
+    existing = next(path for path in folder.absolute().parents if path.exists())
+    try:
+        os.rmdir(mkdtemp(prefix=".trainer-", dir=existing))
+    except OSError as error:
+        raise _creation_error(key, folder, error) from error
+
+
+def _creation_error(key: str, folder: Path, error: OSError) -> CheckpointError:
+    problem = f"cannot be created ({error.strerror})"
+    return CheckpointError(format_error(key, problem, "Name another folder", value=str(folder)))
+
+
 def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
@@ -227,7 +245,7 @@ def _create(key: str, folder: Path, *, exist_ok: bool) -> Path:
             raise
         if isinstance(error, FileExistsError):
             raise CheckpointError(format_error(key, "is not a folder", "Name a folder", value=str(folder))) from error
-        raise CheckpointError(format_error(key, f"cannot be created ({error.strerror})", value=str(folder))) from error
+        raise _creation_error(key, folder, error) from error
     return folder
 
 

@@ -177,6 +177,8 @@ def log_early_stop(training: Training) -> None:
     if state.step == run.steps.total:
         return
     best = "no score was finite" if state.best is None else f"best {state.best.name} at step {state.best_step}"
+    if state.best is not None and state.improved_step != state.best_step:
+        best += f", as good as it can be since step {state.improved_step}"
     logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
     run.log("early_end", state.step, {"best_step": state.best_step})
 

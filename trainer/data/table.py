@@ -136,6 +136,7 @@ class Table:
         numeric: For each feature by name, True for numbers and False for texts; filled by `scan`.
         warnings: Warnings about the training data; filled by `scan`.
         time: Reads the cells of the role `time`.
+        remedies: The remedy for a cell that cannot be used, by role.
     """
 
     names: Mapping[str, Sequence[str]]
@@ -144,6 +145,7 @@ class Table:
     numeric: dict[str, bool] = field(default_factory=dict)
     warnings: list[ColumnWarning] = field(default_factory=list)
     time: TimeParser = field(default_factory=TimeParser)
+    remedies: Mapping[str, str] = field(default_factory=lambda: REMEDIES)
 
     @classmethod
     def for_roles(
@@ -321,7 +323,7 @@ class Table:
                     values[role] = parse(cells[position])
             except ValueError as error:
                 for column, problem in self._cell_problems(role, cells[position], error):
-                    remedy = "" if role in advised else REMEDIES[role]
+                    remedy = "" if role in advised else self.remedies[role]
                     advised.add(role)
                     message = format_error(f"{place}, column {column!r}", problem, remedy)
                     # Nobody may have chosen these features, and then no cell of a column may be usable.
@@ -363,7 +365,7 @@ class Table:
         except OSError as error:
             problem = f"the image cannot be read: {error.strerror}"
             place = f"{place}, column {self.names['image'][0]!r}"
-            raise DataError(format_error(place, problem, REMEDIES["image"], value=image["path"])) from error
+            raise DataError(format_error(place, problem, self.remedies["image"], value=image["path"])) from error
 
     def _parse_features(self, cells: Sequence[object]) -> dict[str, float | str | None]:
         return {name: self._parse_feature(name, cell) for name, cell in zip(self.names["features"], cells, strict=True)}

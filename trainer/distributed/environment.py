@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,19 @@ def count_gpus() -> int:
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return max(1, len([name for name in visible.split(",") if name.strip()]))
     return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+
+
+def require_cuda_driver(device: object) -> None:
+    """Raise ConfigError if a device is a GPU and this machine has no driver of one: known before torch is loaded."""
+    if not str(device).startswith("cuda") or sys.platform != "linux" or os.path.exists("/dev/kfd"):  # a GPU of AMD
+        return
+    import ctypes  # here, because every command starts with this module
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        remedy = "It has no driver for GPUs of NVIDIA. Set device=cpu or device=auto"
+        raise ConfigError(format_error("device", "is not available on this machine", remedy, value=device)) from None
 
 
 @contextmanager

@@ -7,11 +7,11 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.data.cells import IMAGE_SUFFIXES, ROLE_NOUNS
+from trainer.data.cells import IMAGE_SUFFIXES, REMEDIES, ROLE_NOUNS
 from trainer.data.line_reader import decode_line, long_line_error, read_lines_or_errors
 from trainer.data.readers import column_names, format_suffix, missing_columns_error, read_records_or_errors
 from trainer.data.splits import row_id
@@ -22,6 +22,9 @@ from trainer.predict.files import INPUT_FORMATS, has_lines
 from trainer.protocols import Row
 
 _READ_BYTES = 1 << 16
+
+_REMEDIES = REMEDIES | {"features": "Write what the column has in the training data: a number, a text or nothing"}
+"""The remedy for a cell that cannot be used, by role: the columns of features are those of the training data."""
 
 _NUMBER = "row"
 """The name in `keep` that is the number of a row."""
@@ -92,7 +95,7 @@ class RowFormat:
             columns, self.roles, lambda role: f"columns.{role}={columns[role]}", self.list_separator, []
         )
         table.numeric.update(self.numeric)
-        return table
+        return replace(table, remedies=_REMEDIES)
 
 
 def read_rows(source: Path | str | None, row_format: RowFormat) -> InputRows:

@@ -129,14 +129,17 @@ class Lines:
         self._console.out("  ".join(fields), highlight=False)
 
     def show_phases(self, phases: Sequence[Phase]) -> None:
-        """Print a line at the start of a phase without parts, and about one with parts every few seconds."""
+        """Print a line at the start of a phase without parts, unless it is brief, and one every few seconds."""
         now, is_new = time.monotonic(), len(phases) > self._depth
         self._depth = len(phases)
         if is_new:
             self._next = now + _PATIENCE
-        if not phases or (is_new and phases[-1].total is not None) or (not is_new and now < self._next):
+        if not phases:
             return
         inner = phases[-1]
+        starts_line = inner.total is None and not inner.is_brief
+        if not starts_line if is_new else now < self._next:
+            return
         if is_new or inner.done:
             count = "" if inner.total is None else f" {inner.done}/{inner.total}"
             self._console.out(": ".join(each.title for each in phases) + count, highlight=False)
