@@ -22,6 +22,7 @@ ALLOWED = {
     "commands/predict.py:_predict": SCRATCH,
     "commands/row_inputs.py:_draw": "writes into memory",
     "commands/run_folders.py:_create": "creates the run folder before anything else",
+    "commands/run_folders.py:_check_creation": "creates a folder to see that it can, and removes it",
     "commands/run_folders.py:discard_unless_started": "removes the folder of a run that never started",
     "commands/sweep.py:_run_in_processes": SCRATCH,
     "commands/sweep.py:_start_process": SCRATCH,
