@@ -1,7 +1,7 @@
 """The names that other trainers give to the keys of this one, with the value in the syntax of this one.
 
 They come from `TrainingArguments` of transformers and its example scripts, Lightning's `Trainer`, timm's
-`train.py`, scikit-learn and Ludwig.
+`train.py`, scikit-learn, Keras, Ludwig, ultralytics and LLaMA-Factory.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ class ForeignName:
     note: str = ""
     is_share: bool = False
     """The value is a share of 1, which is written in percent here."""
+    is_open: bool = False
+    """Other values than those of `values` mean the same here."""
 
     def translate(self, value: str | None) -> str | None:
         """Return the overrides that do the same as this name with a value; None if they depend on more."""
         if value is None or value in self.values:
             return None if value is None else self.values[value]
-        if self.values or not self.override or not fullmatch(self.pattern, value):
+        if (self.values and not self.is_open) or not self.override or not fullmatch(self.pattern, value):
             return None
         return self.override.format(f"{(Decimal(value) * 100).normalize():f}%" if self.is_share else value)
 
@@ -92,14 +94,20 @@ FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
         "tensorfloat32": "tf32",
     },
     "device": {"gpu": "cuda", "gpu:0": "cuda:0"},
+    "resume": {"True": "auto run.name=mine"},
     "loss": {
         **dict.fromkeys(("ce", "cross-entropy", "crossentropy", "nll", "softmax_cross_entropy"), "cross_entropy"),
+        **dict.fromkeys(("categorical_crossentropy", "sparse_categorical_crossentropy"), "cross_entropy"),
+        **dict.fromkeys(("CrossEntropyLoss", "NLLLoss", "CategoricalCrossentropy", "log_loss"), "cross_entropy"),
+        **dict.fromkeys(("binary_crossentropy", "BCELoss", "BCEWithLogitsLoss"), "binary_cross_entropy"),
+        **{"FocalLoss": "focal", "DiceLoss": "dice", "MSELoss": "mse", "L1Loss": "mae", "HuberLoss": "huber"},
         **dict.fromkeys(("CRF", "linear_chain_crf"), "crf"),
         **dict.fromkeys(("GlobalPointer", "globalpointer"), "global_pointer"),
         **dict.fromkeys(("bce", "bce_with_logits", "sigmoid_cross_entropy"), "binary_cross_entropy"),
         **dict.fromkeys(("l2", "mean_squared_error"), "mse"),
         **dict.fromkeys(("l1", "mean_absolute_error"), "mae"),
-        "smooth_l1": "huber",
+        **dict.fromkeys(("smooth_l1", "SmoothL1Loss"), "huber"),
+        **dict.fromkeys(("MultipleNegativesRankingLoss", "InfoNCE", "contrastive"), "info_nce"),
         "mnrl": "info_nce",
     },
     "optimizer": {
@@ -168,6 +176,11 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     _nothing(
         "drop_last dataloader_drop_last", "Leave it out: the last, smaller step of an epoch counts by its targets"
     ),
+    _nothing(
+        "steps_per_epoch",
+        "Leave it out: an epoch is one pass over the data. train.duration and train.eval_every may be steps",
+    ),
+    _nothing("initial_epoch", "Leave it out: resume=RUN goes on at its place"),
     _nothing("min_epochs min_steps", "Leave it out: a run ends early only if train.patience is set"),
     # Optimizers and schedules
     ForeignName(
@@ -215,20 +228,52 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "(?!)",
         note="It is the ratio of the last learning rate to optimizer.lr",
     ),
+    ForeignName(
+        "lrf min_lr_ratio final_lr_factor",
+        "scheduler=cosine_with_min_lr scheduler.min_factor={}",
+        "0.1",
+        r"0|1|0?\.\d+",
+    ),
+    _switch("cos_lr use_cosine", "scheduler=cosine"),
+    ForeignName(
+        "reduce_lr reduce_lr_factor lr_factor plateau_factor",
+        "scheduler=reduce_on_plateau scheduler.factor={}",
+        "0.5",
+        r"0?\.\d+",
+    ),
+    ForeignName(
+        "lr_patience patience_epochs_lr plateau_patience",
+        "scheduler=reduce_on_plateau scheduler.patience={}",
+        "2",
+        r"\d+",
+        note="It counts evaluations",
+    ),
+    _nothing(
+        "decay_epochs decay_rate decay_milestones milestones lr_step_size step_size cooldown_epochs",
+        "No schedule falls in steps: choose scheduler=linear, scheduler=cosine or scheduler=warmup_stable_decay",
+    ),
     _nothing("optim_args optimizer_kwargs", "Set the keys of the optimizer, such as optimizer.eps=1e-8"),
     _nothing("lr_scheduler_kwargs scheduler_kwargs", "Set the keys of the schedule, such as scheduler.warmup=10%"),
     ForeignName(
         "gradient_clip_val clip_grad clip_grad_norm grad_clip grad_clip_norm gradient_clipping max_grad_norm "
-        "grad_norm_clip clip_norm",
+        "grad_norm_clip clip_norm clipnorm global_clipnorm",
         "train.max_grad_norm={}",
         "1.0",
         rf"null|{_AMOUNT}",
     ),
     _nothing(
-        "clip_mode gradient_clip_algorithm", "Leave it out: gradients are clipped by their norm, train.max_grad_norm"
+        "clip_mode gradient_clip_algorithm clipvalue",
+        "Leave it out: gradients are clipped by their norm, train.max_grad_norm",
     ),
     # Regularization and the average of weights
     ForeignName("label_smoothing_factor smoothing label_smoothing", "loss.label_smoothing={}", "0.1", _NUMBER),
+    _nothing(
+        "kernel_regularizer regularization_lambda l2_regularization reg_lambda",
+        "Set optimizer.weight_decay, such as optimizer.weight_decay=0.01",
+    ),
+    _nothing(
+        "drop_path drop_path_rate stochastic_depth", "No model leaves out layers at random; model.dropout is there"
+    ),
     ForeignName("drop dropout_rate drop_rate hidden_dropout_prob", "model.dropout={}", "0.1", _NUMBER),
     ForeignName("model_ema_decay ema_decay", "ema.decay={}", "0.999", _NUMBER),
     _switch("model_ema use_ema ema_weights", "ema.decay=0.999", "ema.decay=null"),
@@ -241,6 +286,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "cross_entropy",
         values=_options("loss", "cross_entropy focal poly dice binary_cross_entropy mse mae huber"),
     ),
+    _switch("bce_loss use_bce", "loss=binary_cross_entropy"),
     ForeignName(
         "adversarial_training adversarial adv_training adv_train adv_type adv_method use_adv attack attack_method",
         "perturb={}",
@@ -324,9 +370,31 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     ForeignName(
         "save_total_limit save_top_k checkpoint_hist keep_last_n", "checkpoint.keep={}", "2", r"[2-9]|[1-9]\d+"
     ),
-    ForeignName("metric_for_best_model monitor eval_metric validation_metric", "checkpoint.monitor={}", "loss"),
+    ForeignName(
+        "metric_for_best_model monitor eval_metric validation_metric scoring best_metric",
+        "checkpoint.monitor={}",
+        "loss",
+        values={
+            **dict.fromkeys(("val_loss", "eval_loss", "valid_loss", "validation_loss"), "checkpoint.monitor=loss"),
+            **dict.fromkeys(
+                ("acc", "val_acc", "val_accuracy", "eval_accuracy", "valid_acc"), "checkpoint.monitor=accuracy"
+            ),
+            **dict.fromkeys(("f1", "eval_f1", "val_f1", "f1_macro"), "checkpoint.monitor=macro_f1"),
+        },
+        is_open=True,
+    ),
     _nothing(
-        "load_best_model_at_end restore_best_weights", "Leave it out: the best checkpoint is kept, scored and exported"
+        "load_best_model_at_end restore_best_weights save_best_only enable_checkpointing",
+        "Leave it out: the best checkpoint is kept, scored and exported",
+    ),
+    _nothing(
+        "tol min_delta early_stopping_threshold early_stopping_min_delta",
+        "Leave it out: the smallest improvement counts for train.patience",
+    ),
+    _nothing(
+        "callbacks callback",
+        "train.patience stops early, checkpoint.every and checkpoint.keep decide what is saved, and observers takes "
+        "functions of your own",
     ),
     _nothing("greater_is_better mode", "Leave it out: the direction of each metric is known"),
     ForeignName(
@@ -350,6 +418,12 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
     ),
     _nothing("logging_first_step", "Leave it out: set train.log_every=1 to see every step"),
     _nothing("logging_dir log_dir", "Leave it out: the logs are in the run folder, run.dir"),
+    _nothing(
+        "detect_anomaly terminate_on_nan",
+        "Leave it out: a loss or gradient that is not finite ends the run with a report",
+    ),
+    _nothing("num_sanity_val_steps", "Leave it out: debug=smoke tries a few steps of everything"),
+    _nothing("plot_loss plots", "Leave it out: report.html shows the curves of every run"),
     _nothing("logging_nan_inf_filter", "Leave it out: a loss that is not finite ends the run with a report"),
     ForeignName(
         "report_to",
@@ -398,8 +472,14 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "push_to_hub hub_model_id hub_token hub_strategy",
         "Leave it out: training sends nothing to the hub; afterwards run trainer push to=owner/name",
     ),
+    _nothing(
+        "project entity wandb_project", "Set run.dir for the folder of the run; trackers read their own environment"
+    ),
+    _nothing(
+        "warm_start", "Set model.weights, the weights of a run or file to start from, or resume, a run to continue"
+    ),
     # Devices and numbers
-    _switch("fp16 half use_fp16 amp use_amp mixed_precision", "precision=fp16", "precision=fp32"),
+    _switch("fp16 half use_fp16 amp use_amp native_amp mixed_precision", "precision=fp16", "precision=fp32"),
     _switch("bf16 bfloat16 use_bf16", "precision=bf16", "precision=fp32"),
     _switch("tf32 allow_tf32", "precision=tf32", "precision=fp32"),
     _nothing("fp16_full_eval bf16_full_eval", "Leave it out: trainer eval has precision=fp16 and precision=bf16"),
@@ -432,13 +512,22 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "local_rank ddp_backend num_nodes", "Leave it out: devices=N starts the processes; torchrun and Slurm work too"
     ),
     _nothing("ddp_find_unused_parameters", "Leave it out: parameters without a gradient are no problem"),
-    _switch("torch_compile torchcompile use_compile compile_model", "compile=true", "compile=false"),
+    _switch("torch_compile torchcompile use_compile compile_model jit_compile", "compile=true", "compile=false"),
     _switch(
         "gradient_checkpointing grad_checkpointing activation_checkpointing enable_gradient_checkpointing",
         "model.gradient_checkpointing=blocks",
         "model.gradient_checkpointing=none",
     ),
     ForeignName("random_state random_seed manual_seed data_seed seed_everything rng_seed", "seed={}", "42", r"\d+"),
+    _nothing(
+        "attn_implementation flash_attn use_flash_attn flash_attention use_flash_attention",
+        "Leave it out: the fastest attention that the device has is chosen",
+    ),
+    _nothing("run_eagerly", "Leave it out: compile=false is the default"),
+    _nothing(
+        "load_in_4bit load_in_8bit quantization_bit",
+        "Weights are trained in fp32; export.formats=[onnx_int8] makes them small",
+    ),
     _switch("full_determinism", "deterministic=true", "deterministic=false"),
     _switch("cudnn_benchmark", "deterministic=false", "deterministic=true"),
     # The data
@@ -454,6 +543,13 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "persistent_workers dataloader_persistent_workers",
         "loader.persistent_workers=true",
         "loader.persistent_workers=false",
+    ),
+    ForeignName(
+        "packing sample_packing", "loader.batching={}", "packed", values={"true": "", "false": "loader.batching=padded"}
+    ),
+    _nothing(
+        "cache cache_dataset preprocessing_num_workers dataset_num_proc",
+        "Leave it out: encoded data is cached, and read again only if it changes",
     ),
     _switch("group_by_length length_grouping bucket_by_length train_sampling_strategy", "loader.batching=bucketed"),
     ForeignName(
@@ -482,12 +578,47 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "train.csv",
     ),
     ForeignName(
-        "validation_file eval_file val_file valid_file validation_set val_data dev_file val_path valid_path",
+        "validation_file eval_file val_file valid_file validation_set val_data dev_file val_path valid_path "
+        "validation_data",
         "data=files data.validation={}",
         "dev.csv",
     ),
     ForeignName("test_file test_data test_set", "data=files data.test={}", "test.csv"),
-    ForeignName("dataset dataset_name hub_dataset", "data=hub data.path={}", "stanfordnlp/imdb"),
+    ForeignName(
+        "dataset dataset_name hub_dataset",
+        "data=hub data.path={}",
+        "stanfordnlp/imdb",
+        r"[\w.-]+/[\w.-]+|(?!(true|false)$)[\w-]+",
+        note="For a file of your own: trainer init my.csv",
+    ),
+    _nothing(
+        "input_features output_features dataset_dir dataset_info",
+        "trainer init my.csv looks at your data and writes the job for it",
+    ),
+    # Images
+    ForeignName(
+        "img_size image_size imgsz input_size resolution",
+        "task=image_classification task.size={}",
+        "64",
+        r"[1-9]\d{0,3}",
+    ),
+    *(
+        ForeignName(names, f"task=image_classification task.augment.{key}={{}}", sample, r"0|1|0?\.\d+")
+        for names, key, sample in (
+            ("mixup mixup_alpha", "mixup", "0.2"),
+            ("cutmix cutmix_alpha", "cutmix", "1.0"),
+            ("hflip fliplr horizontal_flip random_flip flip_prob", "flip", "0.5"),
+            ("hsv_v brightness_jitter", "brightness", "0.2"),
+        )
+    ),
+    ForeignName("degrees rotation random_rotation", "task=image_classification task.augment.rotate={}", "10", _AMOUNT),
+    _nothing(
+        "aa auto_augment rand_augment randaugment augmentation augmentations color_jitter reprob random_erasing "
+        "train_transforms transforms",
+        "Random changes of images are task.augment: crop, flip, rotate, brightness, contrast, cutout, mixup, cutmix",
+    ),
+    _nothing("crop_pct interpolation", "task.resize=stretch, crop or pad fits images to task.size"),
+    _nothing("num_classes num_labels nb_classes n_classes", "Leave it out: the classes are those of the training data"),
     ForeignName("data_dir image_folder image_dir train_dir", "data=imagefolder data.root={}", "images"),
     ForeignName("text_column text_column_name sentence1_key input_column", "data=files data.text={}", "text"),
     ForeignName(
@@ -531,7 +662,27 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "model=pretrained model.path={}",
         "google-bert/bert-base-uncased",
     ),
-    ForeignName("model_type arch architecture", "model={}", "text_encoder"),
+    ForeignName(
+        "model_type arch architecture",
+        "model={}",
+        "text_encoder",
+        values={name: f"model={name}" for name in ("text_encoder", "decoder", "mlp", "convnet", "resnet", "vit")},
+    ),
+    ForeignName(
+        "pretrained", "model=pretrained model.path={}", "google-bert/bert-base-uncased", "(?!)", values={"false": ""}
+    ),
+    ForeignName(
+        "activation hidden_act activation_function", "model=mlp model.activation={}", "gelu", "relu|gelu|silu|tanh"
+    ),
+    ForeignName("hidden_layer_sizes", "model=mlp model.hidden={}", "[100]", r"\[\d+\]"),
+    _nothing(
+        "n_estimators max_depth num_leaves max_leaf_nodes C",
+        "Models here are neural networks; for tables, model=linear and model=mlp",
+    ),
+    _nothing(
+        "max_features ngram_range vocabulary_size", "Texts become tokens of a vocabulary of task.vocab_size entries"
+    ),
+    _nothing("template chat_template", "Leave it out: chat messages become lines `role: content`"),
     ForeignName(
         "max_seq_length max_seq_len max_sequence_length max_len block_size cutoff_len seq_len seq_length "
         "max_source_length",
@@ -540,10 +691,16 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         r"[3-9]|[1-9]\d+",
     ),
     ForeignName("tokenizer_name tokenizer_path", "task.tokenizer={}", "./tokenizer"),
-    ForeignName("hidden_size d_model embed_dim", "model.dim={}", "128", _COUNT),
+    ForeignName("hidden_size d_model embed_dim hidden_dim units", "model.dim={}", "128", _COUNT),
     ForeignName("num_layers num_hidden_layers n_layers", "model.depth={}", "2", _COUNT),
     ForeignName("num_heads num_attention_heads n_heads", "model.heads={}", "4", _COUNT),
     ForeignName("lora_r lora_rank", "model.lora={{rank:{}}}", "8", _COUNT),
+    ForeignName("lora_alpha", "model.lora={{alpha:{}}}", "16", _NUMBER),
+    ForeignName("lora_dropout", "model.lora={{dropout:{}}}", "0.1", r"0?\.\d+|0"),
+    ForeignName(
+        "lora_target target_modules lora_target_modules", "model.lora={{targets:{}}}", "all-linear", r"all-linear"
+    ),
+    ForeignName("finetuning_type peft_type", "model.lora={{}}", "lora", values={"lora": "model.lora={}", "full": ""}),
     ForeignName("use_lora lora use_peft", "model.lora={{}}", "true", "true"),
     _nothing("do_train do_eval do_predict", "Choose a verb instead: trainer train, trainer eval, trainer predict"),
 )

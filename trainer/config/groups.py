@@ -287,9 +287,10 @@ class KnownKeys:
             return format_error(path, "unknown key", remedy, **({} if value is _ABSENT else {"value": value}))
         parent, _, name = path.rpartition(".")
         above = find(self.tree, parent) if parent else self.tree
-        if above is _ABSENT:
-            return self.unknown(parent)
         error = partial(format_error, path) if value is _ABSENT else partial(format_error, path, value=value)
+        if above is _ABSENT:
+            is_key = "." not in parent and name in schema.keys(self.job_type)  # such as trainer.devices
+            return error("unknown key", f"Did you mean {name}?") if is_key else self.unknown(parent)
         if above is None and parent in schema.groups(self.job_type):
             every = self.groups.options(parent)
             having = [option for option in every if name in self.groups.content(parent, option)] or every
@@ -313,9 +314,17 @@ class KnownKeys:
         groups = {*schema.groups(self.job_type), *jobs.preset_groups(self.job_type)}
         if foreign is None or not foreign.fits({*dict(flatten(self.tree)), *groups}):
             return ""
-        if "." in path and top in self.tree and not foreign.override.startswith(f"{top}."):
-            return ""  # the name of a key of this section, misspelled
+        if "." in path and top in self.tree and not foreign.override.startswith(f"{top}.") and self._is_near(path):
+            return ""
         return foreign.remedy(None if value is _ABSENT else as_text(value))
+
+    def _is_near(self, path: str) -> bool:
+        """Return whether a key is one of its section, misspelled, or one of another option."""
+        parent, _, name = path.rpartition(".")
+        above = find(self.tree, parent)
+        if not isinstance(above, Mapping) or self._other_option(parent, name):
+            return True
+        return bool(get_close_matches(name, self._siblings(parent, above), n=1, cutoff=0.75))
 
     def _remedy(self, parent: str, name: str, above: Mapping[str, Any]) -> str:
         siblings = [key for key in self._siblings(parent, above) if key != name and not key.startswith("_")]
