@@ -317,6 +317,12 @@ def test_odd_columns_are_noted(folder: Path, capsys: pytest.CaptureFixture[str])
     table("text label", [[text, label + " " * (n < 5)] for n, (text, label) in enumerate(ROWS)])(Path("spaces.csv"))
     assert main(["init", "spaces.csv"]) == 0
     assert re.search(r"  label +class .*'\w+ ' \d", capsys.readouterr().out)
+    table("text label", [[text, label] for text, label in ROWS] + [["a", "spaced "]])(Path("评论.csv"))
+    assert main(["init", "评论.csv"]) == 0
+    output = capsys.readouterr().out
+    assert "note: 1 of 4 classes has fewer than 5 rows, such as 'spaced '." in output
+    assert "note: 评论.csv has no letter from a to z, so its job is named mine: name=NAME names it.\n" in output
+    assert "wrote conf/experiment/mine.yaml\n" in output
     table("text label", [[text, label if n % 10 else ""] for n, (text, label) in enumerate(ROWS)])(Path("gaps.csv"))
     assert main(["init", "gaps.csv"]) == 0
     assert "note: 12 rows have no label and are left out" in capsys.readouterr().out

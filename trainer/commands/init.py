@@ -31,6 +31,9 @@ EXPERIMENTS = Path("conf", "experiment")
 _KEYS = {"text": "text", "label": "target", "labels": "target", "value": "target"}
 """The key that chooses the column of a role."""
 
+_NAMELESS = "mine"
+"""The name of an experiment for data whose own name has no characters that an experiment can be named by."""
+
 SCHEMA = Path("conf", "schema.json")
 """The schema of the config, for editors."""
 
@@ -66,7 +69,10 @@ def run(job: InitJob, config: Document) -> None:
         create_folder(file.parent, ConfigError)
         write_text(file, text, ConfigError)
     written = f"{file} says so already" if is_same else f"wrote {file}"
-    print_lines(*look.lines, *_describe_proposal(look.proposal, written, name), to=sys.stdout)
+    lines = list(look.lines)
+    if job.name is None and name == _NAMELESS:
+        lines.append(f"note: {path.name} has no letter from a to z, so its job is named {name}: name=NAME names it.")
+    print_lines(*lines, *_describe_proposal(look.proposal, written, name), to=sys.stdout)
 
 
 def _write_part(group: str, job: InitJob) -> list[str]:
@@ -116,7 +122,9 @@ def _schema_for_editors() -> str | None:
 
 def _name_of(path: Path) -> str:
     """Return the name of an experiment for data; no name of this project's own experiments."""
-    name = re.sub(r"\W+", "_", path.name.partition(".")[0] or path.resolve().name, flags=re.ASCII).strip("_") or "mine"
+    name = (
+        re.sub(r"\W+", "_", path.name.partition(".")[0] or path.resolve().name, flags=re.ASCII).strip("_") or _NAMELESS
+    )
     return f"{name}_data" if groups_in([own_folder()]).file("experiment", name) else name
 
 

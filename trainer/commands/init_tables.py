@@ -63,7 +63,7 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
         counts = _column(table, "target", name).counts
         warnings += warn_of_equal_names(counts, f"data.label={name}")
         if rare := [value for value, count in counts.items() if count < _RARE]:
-            shown = ", ".join(rare[:_RARE])
+            shown = ", ".join(value if value == value.strip() else repr(value) for value in rare[:_RARE])
             warnings.append(
                 f"{counted(len(rare), 'class', 'has', of=len(counts))} fewer than {_RARE} rows, such as {shown}"
             )
