@@ -98,7 +98,7 @@ def remedy(*argv: str, verb: str = "train") -> str:
         (["monitor=val_loss"], "Set checkpoint.monitor=loss."),
         (["scoring=roc_auc"], "Set checkpoint.monitor=roc_auc."),
         (["--metric_for_best_model", "f1"], "Set checkpoint.monitor=macro_f1."),
-        (["--push_to_hub"], "Leave it out: training sends nothing to the hub; afterwards run trainer push to=owner/name."),
+        (["--push_to_hub"], "Leave it out: training sends nothing to the hub; afterwards"),
         (["model_type=llm"], "Set model, such as model=text_encoder."),
         (["dataset=my.csv"], "Set data.path, such as data=hub data.path=stanfordnlp/imdb. For a file of your own: "),
         (["dataset=owner/name"], "Set data=hub data.path=owner/name. For a file of your own: trainer init my.csv."),
