@@ -130,7 +130,8 @@ def test_a_run_that_ends_early_is_evaluated_and_exported(
     assert train(run, *job, "train.patience=4", "export.formats=[torchscript]") == 0
 
     assert [event["step"] for event in events(run, "eval") if event["split"] == "validation"] == [2, 2, 4, 4, 6, 6]
-    assert [(event["step"], event["best_step"]) for event in events(run, "early_end")] == [(6, 2)]
+    (end,) = events(run, "early_end")
+    assert (end["step"], end["best_step"], end["reason"]) == (6, 2, "no better accuracy for train.patience")
     assert [(event["step"], event["formats"]) for event in events(run, "end")] == [(6, ["torchscript"])]
     assert (run / "eval" / "test.json").is_file()
     assert (run / "model" / "model.safetensors").is_file()

@@ -1,6 +1,10 @@
 """`trainer doctor`: each line is right about the machine, and says what to do."""
 
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -74,6 +78,19 @@ def test_a_torch_that_is_broken_is_named_and_the_other_checks_go_on(
     assert statuses(captured.out)["memory"] == "ok"
     assert captured.err.startswith("doctor: ")
     assert "lines that begin with problem" in captured.err
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_no_training(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "doctor"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(tmp_path.glob(".trainer-doctor-*/*/config.yaml")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (75, "stopped by SIGTERM\n")
+    assert not list(tmp_path.glob(".trainer-doctor-*"))
 
 
 def test_packages_out_of_range_and_missing_extras_have_a_line_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,8 @@ def log_early_stop(training: Training) -> None:
     if state.best is not None and state.improved_step != state.best_step:
         best += f", as good as it can be since step {state.improved_step}"
     logger.info("train.patience: stopped early after step %d of %d; %s", state.step, run.steps.total, best)
-    run.log("early_end", state.step, {"best_step": state.best_step})
+    reason = "no score was finite" if state.best is None else f"no better {state.best.name} for train.patience"
+    run.log("early_end", state.step, {"best_step": state.best_step, "reason": reason})
 
 
 def log_stop(training: Training, signals: StopSignals) -> Interrupted:
