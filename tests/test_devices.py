@@ -117,6 +117,7 @@ ON_TEXT = {
     "fgm": ["perturb=fgm", "precision=fp16"],
     "pgd": ["perturb=pgd", "perturb.start=3"],
     "awp": ["perturb=awp"],
+    "pgd_in_bf16": ["perturb=pgd", "precision=bf16", "model.noisy_tune=0.15"],
     "head_masks": ["model.head_dropout=0.5", "model.multi_sample_dropout=3"],
     "r_drop": ["perturb=r_drop", "task=masked_lm"],
     "features": ["model.features=[blocks.0]"],

@@ -19,6 +19,7 @@ from tests.support.jobs import (
     write_csv,
 )
 from tests.support.ranks import run_ranks
+from tests.support.sources import write_sources
 from trainer.cli import main
 from trainer.commands.run_folders import read_run
 from trainer.config.command import check_command
@@ -31,6 +32,7 @@ from trainer.state import Score, TrainState
 from trainer.validation_sets import by_split, file_stem, select_monitored, set_problem
 
 STEPS = ("train.duration=8", "train.eval_every=4", "checkpoint.every=4", "checkpoint.keep=8")
+SETS = ["clean", "noisy"]
 SPLITS = ["validation/clean", "validation/noisy"]
 
 
@@ -173,6 +175,38 @@ def test_other_sources_of_files_have_named_sets(source: str, tmp_path: Path) -> 
         tiny = [key for key in TINY if not key.startswith("model.hidden")]
         assert train(tmp_path / "run", *tiny, *task, *keys, "train.duration=1") == 0
     assert {event["split"] for event in events(tmp_path / "run", "eval")} == set(SPLITS)
+
+
+@pytest.mark.parametrize("source", ["idx", "imagefolder"])
+def test_sets_of_images_are_named_on_the_command_line(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [key for key in TINY if not key.startswith(("model.", "task."))]
+    job = ["task=image_classification", "model=linear", "data.cache_dir=cache", "data.split.test=0", *images]
+    with working_in(tmp_path):
+        write_sources(tmp_path)
+        for name in ("clean", "noisy"):
+            shutil.copytree("images", name)
+            for file in Path("idx").glob("t10k-*"):
+                shutil.copy(file, f"{name}-{file.name}")
+        names = {
+            name: f"{{images: {name}-t10k-images-idx3-ubyte, labels: {name}-t10k-labels-idx1-ubyte}}" for name in SETS
+        }
+        job += ["data=idx", "data.folder=idx"] if source == "idx" else ["data=imagefolder", "data.root=images"]
+        sets = ", ".join(f"{name}: {names[name] if source == 'idx' else name}" for name in SETS)
+        line = [*job, f"data.validation={{{sets}}}", "checkpoint.monitor=noisy/loss", "train.duration=2"]
+        assert main(["train", *line, "run.dir=run", "train.eval_every=2", "checkpoint.every=1"]) == 0
+        assert_resumes(tmp_path / "run", 1)
+        assert main(["eval", "run=run", "split=validation/clean", "device=cpu"]) == 0
+        capsys.readouterr()
+        twice = "{image: a, labels: b}" if source == "idx" else "{clean: clean, noisy: ./clean}"
+        assert main(["train", *job, f"data.validation={twice}"]) in (2, 6)
+    message = {
+        "idx": "data.validation.image: unknown key, got 'a'. Did you mean data.validation.images?",
+        "imagefolder": "data.validation.noisy: names a folder of data.validation.clean too, got './clean'. Leave",
+    }
+    assert message[source] in capsys.readouterr().err
+    assert {event["split"] for event in events(tmp_path / "run", "eval") if event["step"] == 2} >= set(SPLITS)
 
 
 def test_a_run_of_an_earlier_version_may_monitor_a_set_with_the_name_of_a_metric(

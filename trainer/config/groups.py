@@ -230,6 +230,11 @@ _FREE = ("data.mix", "loader.weights")
 """Keys whose values are mappings of names in the user's data."""
 
 
+def is_named_set(path: str, value: object) -> bool:
+    """Return whether a key of a part is a validation set of several files, by a name of the user's."""
+    return path.startswith("data.validation.") and isinstance(value, Mapping)
+
+
 @dataclass(frozen=True)
 class KnownKeys:
     """The keys that one verb has.
@@ -263,7 +268,11 @@ class KnownKeys:
             return [format_error(path, "already exists", remedy)] if exists and override.is_add() else []
         if isinstance(value, dict) and isinstance(current, Mapping) and path not in _FREE:
             inner = [(f"{path}.{key}", item) for key, item in value.items()]
-            unknown = [(key, item) for key, item in inner if find(self.tree, key) is _ABSENT and not self._is_open(key)]
+            unknown = [
+                (key, item)
+                for key, item in inner
+                if find(self.tree, key) is _ABSENT and not self._is_open(key) and not is_named_set(key, item)
+            ]
             return [self.unknown(key, item) for key, item in unknown]
         return [] if current is not _ABSENT or self._is_open(path) else [self.unknown(path, value)]
 

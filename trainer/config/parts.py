@@ -11,7 +11,7 @@ from typing import Any, Literal
 from trainer.config import schema, signatures
 from trainer.config.compatibility import value_at
 from trainer.config.foreign_names import foreign_value
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local, is_named_set
 from trainer.config.signatures import Signature
 from trainer.constraints.annotations import (
     describe,
@@ -223,7 +223,8 @@ def _validate_option_keys(group: str, part: Mapping[str, Any], signature: Signat
     for name, written in known.groups.content(group, option).items() if option else ():
         value = part.get(name)
         if isinstance(written, Mapping) and written and isinstance(value, Mapping):
-            yield from (known.unknown(f"{group}.{name}.{key}", value[key]) for key in value if key not in written)
+            inner = {f"{group}.{name}.{key}": item for key, item in value.items() if key not in written}
+            yield from (known.unknown(path, item) for path, item in inner.items() if not is_named_set(path, item))
 
 
 def _missing_keys(group: str, part: Mapping[str, Any], signature: Signature, groups: Groups) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def missing_paths(config: Mapping[str, Any], job_type: type, skip: Collection[st
             message = _missing(full_key, path, about.noun) if needs_file else None
             if about.must_exist or group == _DATA:
                 message = _special(full_key, path, about.noun) or message
-            if group == _DATA and key in _SPLITS and about.noun == "file" and message is None:
-                message = _in_two_splits(full_key, path, split_of)
+            if group == _DATA and key in _SPLITS and message is None:
+                message = _in_two_splits(full_key, path, split_of, about.noun)
             if message and group == _DATA:
                 data.append(message)
             elif message:
@@ -169,12 +169,12 @@ def _special(key: str, value: str, noun: str) -> str | None:
     return format_error(key, f"is a pipe, a socket or a device, not a {noun}", f"Name a {noun}", value=value)
 
 
-def _in_two_splits(key: str, value: str, split_of: dict[str, str]) -> str | None:
-    """Return the message about a file that another split names, too; `split_of` collects the keys of the files."""
+def _in_two_splits(key: str, value: str, split_of: dict[str, str], noun: str) -> str | None:
+    """Return the message about a file or folder that another split names, too; `split_of` collects their keys."""
     other = split_of.setdefault(os.path.realpath(expand_home(value)), key)
     if other == key:
         return None
-    return format_error(key, f"names a file of {other} too", "Leave it out of one of them", value=value)
+    return format_error(key, f"names a {noun} of {other} too", "Leave it out of one of them", value=value)
 
 
 def _missing(key: str, value: str, noun: str) -> str | None:
