@@ -48,7 +48,7 @@ def compile_for_training(
         # Otherwise a block with a hook would share the program of a block without.
         config.skip_nnmodule_hook_guards = False
     find_kernel(device.type)  # asks for the abilities of the device, which no program can
-    if any(getattr(part, "is_selective", False) for part in parts):
+    if any(getattr(module, "is_selective", False) for part in parts for module in part.modules()):
         logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_about_other_things)
         logger.info("compile: with model.gradient_checkpointing=selective, blocks must not change a tensor in place")
     for part in parts:
