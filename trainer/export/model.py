@@ -212,7 +212,7 @@ def silence() -> Iterator[None]:
 
     Use it only around calls of exporters. They warn about things that their users cannot change: deprecations inside
     torch, missing optional packages, and sizes that tracing might have frozen (which the proof checks). No artifact
-    contains stack traces, which take two fifths of the export of a small graph.
+    contains stack traces, which take a quarter of the export of a small graph.
     """
     disabled, traceless = logging.root.manager.disable, getattr(fx_config, _NO_TRACES, False)  # not in torch 2.11
     logging.disable(logging.CRITICAL)
