@@ -24,7 +24,9 @@ from tests.support.hostile_documents import DAMAGES, graph_of, seal_again, varia
 from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
+from trainer.errors import CheckpointError
 from trainer.export.folder import write_manifest
+from trainer.serve.model import ServedModel
 
 SUFFIXES = (".json", ".jsonl", ".yaml", ".log", ".npz")
 
@@ -224,6 +226,7 @@ def test_values_of_an_exported_config(key: str, run: Path, capfd: pytest.Capture
 CLAIMS: dict[str, tuple[int, str]] = {
     "metrics.jsonl": (3, "metrics.jsonl: is damaged: has 1099511627776 bytes, more than any document"),
     "trainer.log": (0, ""),
+    "report.html": (0, ""),
     "eval/test.json": (3, "test.json: is damaged: has 1099511627776 bytes, more than any document"),
     "checkpoints/step-00000002/MANIFEST.json": (0, ""),
     "checkpoints/step-00000002/state.json": (0, ""),
@@ -247,6 +250,9 @@ def test_files_that_claim_a_terabyte(
         before = time.process_time()
         assert main(["report", f"run={run}", f"output={run.parent / 'report.html'}", "force=true"]) == code
         assert message in capfd.readouterr().err
+        if name == "report.html":
+            assert main(["report", f"run={run}"]) == 2
+            assert "run: was not written by trainer" in capfd.readouterr().err
         if "checkpoints" in name:
             assert main(["verify", f"run={run}", "steps=1", "device=cpu"]) == 3
             assert f"{Path(name).name} has 1099511627776 bytes" in "".join(capfd.readouterr())
@@ -280,6 +286,16 @@ def test_graphs_of_a_stranger(name: str, run: Path, tmp_path: Path, capfd: pytes
     assert message in error
     assert "Traceback" not in error
     assert len(error.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("longest", [-1, 0, None, 2**40])
+def test_a_server_refuses_a_length_that_no_text_has(longest: int | None, run: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(run / "export", tmp_path / "alone")
+    document = json.loads((alone / "manifest.json").read_bytes())
+    document["axes"]["sequence"][1] = longest
+    write_manifest(alone / "manifest.json", document)
+    with pytest.raises(CheckpointError, match=rf"a text has at most {longest} tokens"):
+        ServedModel(alone).check()
 
 
 def test_separator_of_another_format_does_not_separate_cells(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ from trainer.report.statistics import (
     measure_baseline,
     read_columns,
 )
+from trainer.shapes import LARGEST_DOCUMENT
 from trainer.validation_sets import describe_split
 
 FILL_IN: Final = "**To be filled in:**"
@@ -107,7 +108,7 @@ def run(job: CardJob, config: Document) -> None:
 
 
 def _is_own_card(path: Path) -> bool:
-    return is_sealed(path.read_bytes())
+    return path.stat().st_size <= LARGEST_DOCUMENT and is_sealed(path.read_bytes())
 
 
 def make_card(job: CardJob, record: RunRecord, artifacts: Path) -> str:

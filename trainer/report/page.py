@@ -16,6 +16,7 @@ from trainer.display import displayable
 from trainer.report.charts import NUM_COLORS, Line
 from trainer.report.console import format_number
 from trainer.report.template import STYLE, TEMPLATE
+from trainer.shapes import LARGEST_DOCUMENT
 
 _MARKER = b'<meta name="generator" content="trainer">'
 _SHORT = 24
@@ -121,7 +122,7 @@ def is_own_page(path: Path) -> bool:
     """
     with path.open("rb") as file:
         start = file.read(1024)
-        if _MARKER not in start:
+        if _MARKER not in start or path.stat().st_size > LARGEST_DOCUMENT:
             return False
         page = start + file.read()
     return _SEAL not in page or is_sealed(page)

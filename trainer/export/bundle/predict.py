@@ -154,7 +154,10 @@ class Folder:
     @property
     def max_length(self) -> int:
         """The largest number of tokens."""
-        return int(self.manifest["axes"]["sequence"][1])
+        longest = self.manifest["axes"].get("sequence", (1, None))[1]
+        if longest is None or not 0 < longest < 2**31:
+            self.refuse("manifest.json", f"is damaged: axes: a text has at most {longest} tokens")
+        return int(longest)
 
     def make_task(self) -> tuple[Any, Any]:
         """Return what makes model inputs of rows, and what makes answers of outputs, as task.json says."""
