@@ -30,9 +30,10 @@ from tests.support.jobs import TINY, working_in, write_roles
 from tests.support.sources import write_idx
 from trainer.cli import main
 from trainer.export.folder import describe
-from trainer.serve.app import Limits, Service
+from trainer.serve.app import Service
 from trainer.serve.batcher import Batcher, LoopBatcher
 from trainer.serve.model import ServedModel
+from trainer.serve.prediction import Limits
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(["w7", "w8"] * 30)]
 

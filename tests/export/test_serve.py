@@ -28,12 +28,13 @@ from tests.support.documents import edit_manifest
 from trainer.cli import main
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.bundle.predict import Row
-from trainer.serve.app import Limits, Service
+from trainer.serve.app import Service
 from trainer.serve.batcher import LARGEST_BATCH, Batcher, LoopBatcher, QueueFullError
 from trainer.serve.body import Decode, RequestError, decode_strictly, parse_body
 from trainer.serve.columns import Columns
 from trainer.serve.model import TOKENS_PER_CALL, ServedModel, count_characters, split_by_length
 from trainer.serve.openapi import openapi
+from trainer.serve.prediction import Limits
 from trainer.serve.reference import render
 
 LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=20.0)

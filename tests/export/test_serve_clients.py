@@ -18,11 +18,12 @@ from starlette.testclient import TestClient
 
 from tests.export.conftest import Published
 from tests.export.test_serve import JSON, Gate, start
-from trainer.serve.app import Limits, Service
+from trainer.serve.app import Service
 from trainer.serve.batcher import Batcher
 from trainer.serve.connection import MAX_HEAD_BYTES
 from trainer.serve.model import ServedModel
 from trainer.serve.openapi import STATUSES
+from trainer.serve.prediction import Limits
 
 TIMEOUT = 2.5
 MAX_BYTES = 200_000

@@ -13,6 +13,9 @@ from trainer.display import print_lines
 from trainer.errors import CheckpointError, ConfigError, format_error, install
 from trainer.layout import EXPORT_MANIFEST, Document
 
+_BATCH_SIZE = 32
+"""Rows of a batch that is neither set nor one of tables, whose rows take too little time for many batches."""
+
 
 def run(job: ServeJob, config: Document) -> None:
     """Serve until SIGINT or SIGTERM; requests that were accepted are answered first.
@@ -30,9 +33,10 @@ def run(job: ServeJob, config: Document) -> None:
     if missing:
         problem = f"needs the package {' and '.join(missing)}, which is not installed"
         raise ConfigError(format_error("serve", problem, install("serve")))
-    from trainer.serve.app import Limits, Service
+    from trainer.serve.app import Service
     from trainer.serve.batcher import Batcher, LoopBatcher
     from trainer.serve.model import ServedModel
+    from trainer.serve.prediction import Limits
     from trainer.serve.server import Server, listen
 
     folder = _find_artifacts(job)
@@ -44,8 +48,10 @@ def run(job: ServeJob, config: Document) -> None:
         if model.rule_note:
             print_lines(model.rule_note)
         # One thread encodes while the other computes.
-        batcher = Batcher(model.answer, job.batch_size, job.max_waiting, threads=2, length=model.length)
-        quick, quick_rows = LoopBatcher(model.answer, job.batch_size), model.count_quick_rows(job.batch_size)
+        batch_size = job.batch_size or (job.max_rows if model.rows == "tables" else _BATCH_SIZE)
+        batcher = Batcher(model.answer, batch_size, job.max_waiting, threads=2, length=model.length)
+        quick_rows = model.count_quick_rows(batch_size)
+        quick = LoopBatcher(model.answer, max(1, min(batch_size, quick_rows)))
         limits = Limits(job.max_rows, job.max_bytes, job.timeout, job.max_characters)
         service = Service(model, batcher, limits, __version__, quick=quick, quick_rows=quick_rows)
 

@@ -591,7 +591,11 @@ class ServeJob:
     host: NonEmptyStr = key("127.0.0.1", "address to listen on; 0.0.0.0 is reached from other machines")
     port: Port = key(8000, "port to listen on; 0 is a free one")
     threads: Count | None = key(None, "threads of the model; null is one for each core")
-    batch_size: Count = key(32, "largest number of rows that the model computes at once; requests that wait share it")
+    batch_size: Count | None = key(
+        None,
+        "largest number of rows that the model computes at once; requests that wait share it; null is 32, and max_rows "
+        "for tables",
+    )
     max_rows: Count = key(256, "largest number of rows of a request")
     max_bytes: Count = key(10_000_000, "largest size of a request in bytes")
     max_characters: Count = key(

@@ -99,9 +99,12 @@ class Batches:
                 request.set_exception(error)
 
     def _answer_rows(self, requests: list[_Request]) -> list[Row]:
-        top = requests[0].top
-        if isinstance(columns := requests[0].rows, Columns):
-            return self._answer_columns(columns, requests[0])
+        first, top = requests[0], requests[0].top
+        if isinstance(first.rows, Columns):
+            return self._answer_columns(first.rows, first)
+        if len(requests) == 1 and len(first.rows) <= self._batch_size and self._length is None:
+            self.count += 1
+            return self._answer(first.rows, top)
         rows = [row for request in requests if isinstance(request.rows, list) for row in request.rows]
         answers: list[Row] = [{}] * len(rows)
         for places in self._divide(rows):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from trainer.serve.columns import Columns, read_cells
+from trainer.serve.columns import Columns, read_columns
 from trainer.serve.openapi import STATUSES
 from trainer.shapes import DocumentError, check_shape, check_values, load_json, to_json
 
@@ -64,11 +64,7 @@ def parse_body(body: bytes, max_rows: int, decode: Decode | None = decode_strict
         if count > max_rows:
             problem = f"rows: at most {max_rows} per request (max_rows), got {count}."
             raise RequestError(413, f"{problem} Send several requests.")
-        items = (
-            Columns({name: read_cells(cells) for name, cells in document["columns"].items()}, count)
-            if has_columns
-            else document["rows"]
-        )
+        items = Columns(read_columns(document["columns"]), count) if has_columns else document["rows"]
         if not (is_strict and _are_plain(items)):
             check_values(document, finite=True)
     except DocumentError as error:

@@ -33,6 +33,8 @@ class Columns:
 
     def between(self, start: int, end: int) -> Columns:
         """Return the rows from `start` to before `end`."""
+        if (start, end) == (0, self._count):
+            return self
         return Columns({name: cells[start:end] for name, cells in self.cells.items()}, end - start)
 
     def rows(self) -> list[Row]:
@@ -41,17 +43,29 @@ class Columns:
         return [dict(zip(self.cells, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def read_cells(cells: list[Any]) -> Cells:
-    """Return a column as an array if all of its cells are numbers or null, and no number is changed by this."""
+def read_columns(columns: dict[str, list[Any]]) -> dict[str, Cells]:
+    """Return columns of numbers and null as arrays if this changes no number, and other columns as they are."""
+    likely = [name for name, cells in columns.items() if cells and isinstance(cells[0], int | float)]
+    flat = array("d")
     try:
-        values = np.array(array("d", cells))
+        for name in likely:
+            flat.fromlist(columns[name])
     except (TypeError, OverflowError):
-        if not _NUMBERS.issuperset(map(type, cells)):
-            return cells
-        try:
-            values = np.array(cells, dtype=np.float64)
-        except OverflowError:
-            return cells
+        return {name: _read_column(cells) for name, cells in columns.items()}
+    values = np.array(flat)
+    if (abs(values) >= _LARGEST).any():
+        return {name: _read_column(cells) for name, cells in columns.items()}
+    numbers = dict(zip(likely, values.reshape(len(likely), -1), strict=True)) if likely else {}
+    return {name: numbers[name] if name in numbers else _read_column(cells) for name, cells in columns.items()}
+
+
+def _read_column(cells: list[Any]) -> Cells:
+    if not _NUMBERS.issuperset(map(type, cells)):
+        return cells
+    try:
+        values = np.array(cells, dtype=np.float64)
+    except OverflowError:
+        return cells
     return cells if (abs(values) >= _LARGEST).any() else values
 
 

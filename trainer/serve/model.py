@@ -178,7 +178,7 @@ class ServedModel:
             begin = perf_counter()
             self.answer(rows, 1)
             seconds.append(perf_counter() - begin)
-        return int(QUICK_SECONDS / min(seconds)) * batch_size
+        return int(QUICK_SECONDS / min(seconds) * batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Return what a client must know: the columns of a row, and an example of rows with their answers."""
