@@ -121,6 +121,11 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "TRACE": (head("TRACE /health"), 405, "does not answer TRACE. Use "),
     "no type": (head("POST /predict", "Content-Length: 2") + b"{}", 415, "application/json, got no such header."),
     "a form": (post(b"rows=1", "application/x-www-form-urlencoded"), 415, "got application/x-www-form-urlencoded."),
+    "gzip": (
+        head("POST /predict", f"Content-Type: {JSON}", "Content-Encoding: gzip", "Content-Length: 2") + b"{}",
+        415,
+        "the body is compressed, got Content-Encoding: gzip.",
+    ),
     "a repeated key": (post(b'{"rows": ["w1"], "rows": ["w2"]}'), 400, "the field 'rows' appears twice in an object."),
     "a repeated column": (post(b'{"rows": [{"text": "a:b", "text" : "w2"}]}'), 400, "the field 'text' appears twice"),
     "a large body": (
@@ -248,6 +253,16 @@ def test_clients_that_leave_are_no_faults(server: tuple[Any, tuple[str, int]]) -
     last = Client(server)
     assert last.ask(GOOD).status == 200
     last.close()
+
+
+def test_clients_that_have_closed_their_own_side_are_answered(server: tuple[Any, tuple[str, int]]) -> None:
+    for requests, statuses in ((GOOD, [200]), (GOOD * 3, [200] * 3), (post(b"{") + GOOD, [400, 200]), (GOOD[:-1], [])):
+        client = Client(server)
+        client.send(requests)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert [client.read().status for _ in statuses] == statuses
+        assert client.is_closed()
+        client.close()
 
 
 def test_nothing_is_lost_at_the_end_of_kept_connections(published: Published) -> None:

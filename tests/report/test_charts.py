@@ -179,6 +179,11 @@ def test_an_axis_does_not_repeat_the_heading(largest: float, shown: str) -> None
     assert "loss" in draw_lines(lines, "loss", is_titled=True).partition(">")[0]
 
 
+def test_only_long_names_of_a_matrix_are_turned() -> None:
+    assert "rotate" not in draw_matrix(["0", "10"], [[1, 0], [0, 1]], "target", "prediction")
+    assert draw_matrix(["0", "100"], [[1, 0], [0, 1]], "target", "prediction").count("rotate(-90)") == 2
+
+
 def test_matrix_shows_counts_and_names_of_any_length() -> None:
     names = ["<script>", "a very long name of a class that nobody reads", "c"]
     svg = draw_matrix(names, [[5, 0, 1], [0, 0, 0], [2, 0, 10]], "target", "prediction")

@@ -339,6 +339,7 @@ def draw_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], row_title
         row_title, column_title: What they are.
     """
     shown = shorten_apart(names, 16)
+    is_short = max(map(len, shown)) <= 2  # such as digits, which fit above their columns without being turned
     size = max(22, min(64, 420 // len(names)))
     label = 8 + 7.5 * max(map(len, shown))
     left, top = max(76.0, label + 20), label + 28
@@ -354,8 +355,9 @@ def draw_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], row_title
         middle = size * (number + 0.5) + 4
         title = f"<title>{text_of(name)}</title>{text_of(short)}"
         parts.append(f'<text x="{left - 7:.1f}" y="{top + middle:.1f}" text-anchor="end">{title}</text>')
-        place = f"translate({left + middle:.1f} {top - 6:.1f}) rotate(-90)"
-        parts.append(f'<text transform="{place}">{title}</text>')
+        place = f"translate({left + middle:.1f} {top - 6:.1f})"
+        turn = ' text-anchor="middle"' if is_short else ""
+        parts.append(f'<text transform="{place}{"" if is_short else " rotate(-90)"}"{turn}>{title}</text>')
     for row, line in enumerate(counts):
         for column, count in enumerate(line):
             share = count / max(1, sum(line))

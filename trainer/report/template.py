@@ -97,6 +97,7 @@ summary { cursor: pointer; font-weight: 600 }
   .matrix text { font-size: 12px }
   .tall { grid-row: auto }
   td { max-width: 18rem; min-width: 4rem }
+  td.long { min-width: 16rem }
 }
 @media print {
   html { font-size: 10px }

@@ -19,6 +19,8 @@ _Protocol: Any = AutoHTTPProtocol  # the one of httptools if that is installed, 
 class Connection(_Protocol):  # type: ignore[misc]
     """uvicorn's connection that refuses headers that do not end, and closes if a request does not arrive in time.
 
+    It also answers a client that has closed its own side after its requests.
+
     Its own refusals are JSON, as those of the application are.
 
     Args:
@@ -30,6 +32,7 @@ class Connection(_Protocol):  # type: ignore[misc]
         super().__init__(**options)
         self._timeout = timeout
         self._head_bytes = 0
+        self._has_ended = False
         self._deadline: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:
@@ -53,6 +56,16 @@ class Connection(_Protocol):  # type: ignore[misc]
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(431, f"the headers are larger than {MAX_HEAD_BYTES} bytes. Send fewer.")
+
+    def eof_received(self) -> bool:
+        """Keep the connection for answers if a client that sends nothing more has sent complete requests."""
+        self._has_ended = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        return self._has_ended
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._has_ended and self._is_answered:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         if self._is_answered:

@@ -13,7 +13,7 @@ STATUSES = {
     405: "The path does not answer this method. Allow names those that it answers.",
     408: "The headers or the body did not arrive within `timeout`.",
     413: "The body is larger than `max_bytes`, or has more rows than `max_rows`.",
-    415: "The body is not declared as application/json.",
+    415: "The body is not declared as application/json, or it is compressed.",
     422: "None of the rows could be used.",
     431: "The headers are too large.",
     500: "The model or the server has a fault, which its log describes.",

@@ -165,6 +165,8 @@ class Prediction:
         if kind != "application/json":  # which a page of another origin cannot send
             problem = "the body must be JSON, declared by the header Content-Type: application/json"
             raise RequestError(415, f"{problem}, got {cut(kind) or 'no such header'}.")
+        if (encoding := headers.get(b"content-encoding", b"identity").decode("latin-1").lower()) != "identity":
+            raise RequestError(415, f"the body is compressed, got Content-Encoding: {cut(encoding)}. Send it as it is.")
         largest, timeout = self._limits.max_bytes, self._limits.timeout
         too_large = RequestError(413, f"the body is larger than {largest} bytes (max_bytes). Send fewer rows at once.")
         if int(headers.get(b"content-length", b"0")) > largest:
