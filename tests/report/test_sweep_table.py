@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -125,6 +126,17 @@ def test_direction_and_metrics() -> None:
     assert [row[0] for row in rows] == ["2", "1", "3"]
     assert describe_best(columns, rows) == "Best: lr=2 with validation accuracy 0.7000 (1 job, no interval)."
     assert table_csv(columns, rows).splitlines()[1] == "2,accuracy,0.7,,,,1,0,"
+
+
+@pytest.mark.parametrize(
+    ("metric", "key", "is_compared"), [("loss", "loss", False), ("loss", "lr", True), ("mae", "loss", True)]
+)
+def test_values_of_different_losses_are_not_compared(metric: str, key: str, is_compared: bool) -> None:
+    results = [replace(result("a", 0, 0.5, metric), changes={key: name, "seed": "0"}) for name in ("a", "b")]
+    sentence = describe_best(*make_table(results))
+    assert sentence.startswith(
+        "Best: " if is_compared else "The settings have different losses, whose values do not say"
+    )
 
 
 def test_a_sweep_without_a_result_says_so() -> None:

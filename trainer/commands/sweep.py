@@ -235,10 +235,13 @@ def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspe
     place = columns.index("metric")
     rows = [[*row[:place], words(str(row[place])), *row[place + 1 :]] for row in rows]
     keys = list(dict.fromkeys(key for result in results.values() for key in result.changes))
+    names = ["run", *keys, "value", "reason"]
     jobs = [
-        [name, *(result.changes.get(key) for key in keys), (result.score or {}).get("value"), result.reason]
+        [name, *map(result.changes.get, keys), (result.score or {}).get("value"), result.reason]
         for name, result in results.items()
     ]
+    if not any(result.reason for result in results.values()):
+        names, jobs = names[:-1], [job[:-1] for job in jobs]
     note = (
         "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
         "t distribution."
@@ -256,7 +259,7 @@ def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspe
             suspect,
             tables=[suspects],
         ),
-        Section("Jobs", tables=[Table("All jobs", ["run", *keys, "value", "reason"], jobs)]),
+        Section("Jobs", tables=[Table("All jobs", names, jobs)]),
     ]
     return Page(
         f"Sweep {folder.name}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections

@@ -210,11 +210,24 @@ def screen_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tu
     return [names[number] for number in kept], [[row[number] for number in kept] for row in shown]
 
 
+def _are_different_losses(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> bool:
+    """Return whether the settings of a table differ in the loss or in one of its arguments."""
+    losses = [
+        place for place, name in enumerate(columns[: -len(_COLUMNS)]) if name == "loss" or name.startswith("loss.")
+    ]
+    return len({tuple(row[place] for place in losses) for row in rows}) > 1
+
+
 def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return the best setting of a table and its mean in a sentence."""
     best = dict(zip(columns, rows[0], strict=True)) if rows else {}
     if not isinstance(mean := best.get("mean"), float):
         return "No job is complete."
+    if str(best["metric"]).rpartition("/")[2] == "loss" and _are_different_losses(columns, rows):
+        return (
+            "The settings have different losses, whose values do not say which setting is best. "
+            "Set checkpoint.monitor to a metric of the task."
+        )
     setting = ", ".join(f"{key}={best[key]}" for key in columns[: -len(_COLUMNS)] if best[key] != "")
     interval = "no interval" if best["low"] is None else f"95 % interval {best['low']:.4f} to {best['high']:.4f}"
     jobs = counted(int(str(best["jobs"])), "job")
