@@ -65,15 +65,42 @@ def test_no_text_is_taken_for_a_tag_or_for_emphasis(page: Path) -> None:
     assert re.findall(r".*<\w.*|.*(?<![\w\\])_\w+_(?!\w).*", text) == []
 
 
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, which builds without a warning."""
     pytest.importorskip("zensical", reason="pip install 'trainer[docs]'", exc_type=ImportError)
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copy(ROOT / "zensical.toml", folder)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
+    return folder / "site"
 
-    pages = list((tmp_path / "site").rglob("*.html"))
+
+@pytest.mark.interop
+def test_a_page_that_is_opened_as_a_file_has_a_search_and_asks_no_server(site: Path, browser: Any) -> None:
+    page = browser.new_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    start = (site / "reference/train.html").as_uri()
+    page.goto(start)
+    page.keyboard.press("Control+k")
+    page.wait_for_function("document.activeElement !== document.body")
+    page.keyboard.insert_text("Inoue 2019")
+    for _ in range(100):  # until the first result is there to be opened
+        page.wait_for_timeout(200)
+        page.keyboard.press("Enter")
+        if page.url != start:
+            break
+
+    assert page.url == f"{(site / 'training.html').as_uri()}#dropout-of-the-head"
+    assert requests
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 50
     for page in pages:
         text = page.read_text(encoding="utf-8")
@@ -83,5 +110,5 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         for address in loaded:
             assert not re.match(r"(https?:)?//", address), f"{page.name} loads {address}"
             assert (page.parent / address.partition("?")[0]).exists() or page.name == "404.html", address
-    for style in (tmp_path / "site").rglob("*.css"):
+    for style in site.rglob("*.css"):
         assert not re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8"))
