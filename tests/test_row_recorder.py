@@ -317,7 +317,7 @@ def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert "closeness" not in read_predictions(file)[0].column_names
     assert [len(batch) for batch in read_batches(file, ["prediction"])] == [2]
     intervals = metric_intervals(*read_predictions(file), {"mrr": 0.75, "uniformity": -1.0})
-    assert intervals.found.keys() == {"mrr"}
+    assert intervals.by_name.keys() == {"mrr"}
     assert intervals.missing.keys() == {"uniformity"}
 
 

@@ -147,9 +147,9 @@ def calibrate(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], *,
     temperature: float | dict[str, float] | None
     nll, error = (label_nll, label_error) if several else (class_nll, class_error)
     if several:
-        found = [find_label_temperature(*column) for column in zip(logits.T, targets.T > 0, strict=True)]
-        temperature = {label: value or 1.0 for label, value in zip(labels, found, strict=True)}
-        unfit = [label for label, value in zip(labels, found, strict=True) if value is None]
+        temperatures = [find_label_temperature(*column) for column in zip(logits.T, targets.T > 0, strict=True)]
+        temperature = {label: value or 1.0 for label, value in zip(labels, temperatures, strict=True)}
+        unfit = [label for label, value in zip(labels, temperatures, strict=True) if value is None]
         scaled = logits / np.array(list(temperature.values()))
     else:
         temperature = find_temperature(logits, targets)

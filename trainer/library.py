@@ -71,15 +71,15 @@ def train(
     if not verbose:
         texts.append("logger.console=none")
     splits = {"train": data, **_validation_splits(validation), "test": test}
-    given = {split: rows for split, rows in splits.items() if rows is not None}
-    _check_arguments(texts, given)
+    rows_by_split = {split: rows for split, rows in splits.items() if rows is not None}
+    _check_arguments(texts, rows_by_split)
     with caller_undisturbed("train"):
-        tables = {split: rows for split, rows in given.items() if not isinstance(rows, str | Path)}
-        files = {split: str(rows) for split, rows in given.items() if split not in tables}
+        tables = {split: rows for split, rows in rows_by_split.items() if not isinstance(rows, str | Path)}
+        files = {split: str(rows) for split, rows in rows_by_split.items() if split not in tables}
         if not tables:
             checked = _check("train", [*texts, *_data_overrides(files)])
             return Run(_train(checked.job, checked.config))
-        return Run(_train_on_tables(texts, given, tables))
+        return Run(_train_on_tables(texts, rows_by_split, tables))
 
 
 def load(path: str | Path | None = None, *, trust: Sequence[str] = ()) -> Run:
@@ -306,20 +306,20 @@ def _validation_splits(validation: object) -> dict[str, Any]:
     return {file_stem(set_split(str(name))): rows for name, rows in sets.items()}
 
 
-def _check_arguments(texts: Sequence[object], given: Mapping[str, object]) -> None:
+def _check_arguments(texts: Sequence[object], rows_by_split: Mapping[str, object]) -> None:
     problems = []
     for text in texts:
         if not isinstance(text, str) or "=" not in text or text.startswith(("-", "hydra")):
             remedy = 'Write an override as on the command line, such as "train.duration=3ep"'
             problems.append(format_error("overrides", "expected key=value", remedy, value=text))
     keys = [str(text).partition("=")[0] for text in texts]
-    if given:
-        own = {"data", *(f"data.{split.partition('.')[0]}" for split in given)}
+    if rows_by_split:
+        own = {"data", *(f"data.{split.partition('.')[0]}" for split in rows_by_split)}
         taken = [key for key in keys if key in own]
         remedy = "Leave one of the two out"
         problems += [format_error(key, "the argument data names the data too", remedy) for key in taken]
-        if "train" not in given:
-            problems.append(format_error("data", "is missing", f"Pass data=, as for {next(iter(given))}"))
+        if "train" not in rows_by_split:
+            problems.append(format_error("data", "is missing", f"Pass data=, as for {next(iter(rows_by_split))}"))
         if any(str(text).startswith("resume=") and text not in ("resume=auto", "resume=null") for text in texts):
             remedy = "Leave data out: the run folder keeps the rows"
             problems.append(format_error("resume", "a run resumes on its own data", remedy))
@@ -333,7 +333,7 @@ def _train(job: Any, config: Document) -> Path:
     return folder
 
 
-def _train_on_tables(texts: Sequence[str], given: Mapping[str, Any], tables: Mapping[str, Table]) -> Path:
+def _train_on_tables(texts: Sequence[str], rows_by_split: Mapping[str, Any], tables: Mapping[str, Table]) -> Path:
     """Check the job, keep the tables in the folder of the run, and train on them; return the folder."""
     from trainer.data.frames import to_table, write_table
 
@@ -341,7 +341,7 @@ def _train_on_tables(texts: Sequence[str], given: Mapping[str, Any], tables: Map
         named = {split: Path(place, f"{split}.parquet") for split in tables}
         for file in named.values():
             file.touch()
-        files = {split: str(named.get(split, rows)) for split, rows in given.items()}
+        files = {split: str(named.get(split, rows)) for split, rows in rows_by_split.items()}
         checked = _check("train", [*texts, *_data_overrides(files)])
     job, config = checked.job, checked.config
     assert isinstance(job, TrainJob)

@@ -164,8 +164,8 @@ def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> Update:
         if run.checks_late:
             # The kernel itself skips the update, and from then on every update: nothing waits for the device.
             bad = 1.0 - values.isfinite().all().float()
-            found = getattr(run.optimizer, "found_inf", None)
-            run.optimizer.found_inf = bad if found is None else torch.maximum(found, bad)  # type: ignore[attr-defined]
+            earlier = getattr(run.optimizer, "found_inf", None)
+            run.optimizer.found_inf = bad if earlier is None else torch.maximum(earlier, bad)  # type: ignore[attr-defined]
         else:
             check_update(run, update)
         if run.precision.step(run.optimizer):

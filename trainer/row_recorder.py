@@ -206,17 +206,17 @@ class RowRecorder:
         if kind == "spans":
             return _span_columns(scores, target, names)
         predicted: list[Any]
-        wanted: list[Any]
+        actual: list[Any]
         if kind == "labels":
             probabilities = scores.sigmoid()
             predicted = answers(scores) if answers else _select_names(probabilities > 0.5, names)
-            wanted = _select_names(target > 0.5, names)
+            actual = _select_names(target > 0.5, names)
         else:
             probabilities = scores.softmax(dim=-1)
             predicted = answers(scores) if answers else [names[index] for index in scores.argmax(dim=-1).tolist()]
             classes = target.argmax(dim=-1) if target.is_floating_point() else target
-            wanted = [names[index] if index >= 0 else None for index in classes.tolist()]
-        return {"target": wanted, "prediction": predicted, **_probability_columns(probabilities)}
+            actual = [names[index] if index >= 0 else None for index in classes.tolist()]
+        return {"target": actual, "prediction": predicted, **_probability_columns(probabilities)}
 
     def _names(self, num_classes: int) -> Sequence[str]:
         return self.task.info().class_names or [str(index) for index in range(num_classes)]
@@ -282,12 +282,12 @@ def _select_names(chosen: Tensor, names: Sequence[str]) -> list[list[str]]:
 def _span_columns(scores: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Return the spans of each row as texts: the target's (B, T, M), and the ones with scores (B, C, T, T) > 0."""
     possible = possible_spans(target)[:, None]
-    found = [list_spans(each) for each in ((scores > 0).cpu() & possible).unbind()]
-    wanted = [list_targets(each, len(names)) for each in target]
-    right = [len({*spans} & {*own}) for spans, own in zip(found, wanted, strict=True)]
+    predicted = [list_spans(each) for each in ((scores > 0).cpu() & possible).unbind()]
+    actual = [list_targets(each, len(names)) for each in target]
+    right = [len({*spans} & {*own}) for spans, own in zip(predicted, actual, strict=True)]
     answers = (
         [[format_span(first, last, names[index]) for first, last, index in row] for row in rows]
-        for rows in (wanted, found)
+        for rows in (actual, predicted)
     )
     return {**dict(zip(("target", "prediction"), answers, strict=True)), "num_right": right}
 

@@ -255,7 +255,7 @@ def test_devices_must_be_as_many_as_the_processes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert [num_processes(devices) for devices in (1, 4, "auto")] == [4, 4, 4]
-    with pytest.raises(ConfigError, match="devices: 4 processes of the run have been started, got 3"):
+    with pytest.raises(ConfigError, match="devices: 4 processes have been started for the run, got 3"):
         num_processes(3)
 
 

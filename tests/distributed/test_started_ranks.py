@@ -80,7 +80,7 @@ def test_tasks_of_slurm_train_the_same_bytes(job: list[str], launched: dict[str,
     ("argument", "code", "message"),
     [
         ("optimizer.lrr=1", 2, "optimizer.lrr: unknown key"),
-        ("devices=3", 2, "devices: 2 processes of the run have been started, got 3"),
+        ("devices=3", 2, "devices: 2 processes have been started for the run, got 3"),
         ("device=cuda", 2, "device: is not available on this machine"),
         ("run.dir=.", 3, "run.dir: contains files that are not from a run"),
         ("data.text=nothing", 6, "has no column 'nothing'"),

@@ -69,7 +69,7 @@ def test_every_named_metric_has_an_interval_or_a_reason(name: str) -> None:
     about = {"kind": prediction_kind(task), "classes": task.info().class_names}
     intervals = metric_intervals(table, about, values)
     assert metric_kind(task) == kind
-    assert intervals.found.keys() | intervals.missing.keys() == values.keys() >= {*names}
+    assert intervals.by_name.keys() | intervals.missing.keys() == values.keys() >= {*names}
     unkept = "the predictions do not contain what it is computed from"
     largest = "the largest error of drawn rows says nothing about the errors of other rows"
     expected = {"values": {"max_error": largest}, "tags": {"top_2_accuracy": unkept}}
@@ -269,7 +269,7 @@ def test_draws_of_named_metrics_of_numbers_are_those_of_the_drawn_rows(name: str
 def test_interval_of_a_mean_agrees_with_theory_and_scipy() -> None:
     losses = np.random.default_rng(4).exponential(size=800).astype(np.float32)
     table = table_of("tokens", {"loss": losses, "num_right": [0] * 800})
-    low, high = metric_intervals(table, {"kind": "tokens"}, {"loss": float(losses.mean())}).found["loss"]
+    low, high = metric_intervals(table, {"kind": "tokens"}, {"loss": float(losses.mean())}).by_name["loss"]
     error = losses.std() / np.sqrt(len(losses))
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
     theirs = stats.bootstrap(
@@ -287,7 +287,7 @@ def test_interval_of_a_correlation_agrees_with_scipy() -> None:
         "pearson": stats.pearsonr(predicted, target).statistic,
         "spearman": stats.spearmanr(predicted, target).statistic,
     }
-    intervals = metric_intervals(table, {"kind": "values"}, values).found
+    intervals = metric_intervals(table, {"kind": "values"}, values).by_name
     for name, statistic in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
         theirs = stats.bootstrap(
             (predicted, target),
@@ -309,9 +309,9 @@ def test_groups_of_rows_give_the_interval_of_rows(monkeypatch: pytest.MonkeyPatc
     table = table_of("class", {"target": classes_of(target), "prediction": classes_of(predicted)})
     about, values = {"kind": "class", "classes": None}, {"accuracy": float((target == predicted).mean())}
     values["macro_f1"] = f1 = float(fitting_f1(target, predicted))
-    grouped = metric_intervals(table, about, values).found
+    grouped = metric_intervals(table, about, values).by_name
     monkeypatch.setattr("trainer.intervals.resampling.MAX_UNITS", 20_000)
-    whole = metric_intervals(table, about, values).found
+    whole = metric_intervals(table, about, values).by_name
     assert f1 < 1
     assert len(table) > MAX_UNITS
     for name, (low, high) in whole.items():
@@ -330,9 +330,9 @@ def fitting_f1(target: np.ndarray, predicted: np.ndarray) -> float:
 def test_a_metric_with_another_value_or_too_few_rows_has_no_interval() -> None:
     table = table_of("class", {"target": ["a", "b", "a"], "prediction": ["a", "a", "a"]})
     about = {"kind": "class", "classes": ["a", "b"]}
-    assert metric_intervals(table, about, {"accuracy": 2 / 3}).found.keys() == {"accuracy"}
+    assert metric_intervals(table, about, {"accuracy": 2 / 3}).by_name.keys() == {"accuracy"}
     other = metric_intervals(table, about, {"accuracy": 0.5, "auroc": 0.5, "max_error": 1.0, "cohen_kappa": np.nan})
-    assert other.found == {}
+    assert other.by_name == {}
     assert other.missing == {
         "accuracy": "the predictions do not contain what it is computed from",
         "auroc": "the predictions do not contain what it is computed from",
@@ -344,7 +344,7 @@ def test_a_metric_with_another_value_or_too_few_rows_has_no_interval() -> None:
     # Without a wrong answer, all draws are equal: the exact interval of a share, and none for other metrics.
     right = table_of("class", {"target": ["a", "b"] * 10, "prediction": ["a", "b"] * 10})
     exact = metric_intervals(right, about, {"accuracy": 1.0, "macro_f1": 1.0, "loss": 1.0})
-    assert exact.found == {"accuracy": (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)}
+    assert exact.by_name == {"accuracy": (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)}
     assert exact.missing == {
         "macro_f1": "the value is 1 whichever row is left out",
         "loss": "the value is 1 in all draws of the rows",
@@ -360,9 +360,9 @@ def test_entities_that_are_all_right_have_the_exact_interval_of_their_rows() -> 
     names = ("accuracy", "entity_f1", "entity_precision", "entity_recall")
     intervals = metric_intervals(table, {"kind": "tags", "classes": ["B-x", "O"]}, dict.fromkeys(names, 1.0))
     assert intervals.missing == {}
-    assert intervals.found["accuracy"] == (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)
+    assert intervals.by_name["accuracy"] == (pytest.approx(stats.beta.ppf(0.025, 20, 1)), 1.0)
     for name in names[1:]:  # of the rows that have an entity
-        assert intervals.found[name] == (pytest.approx(stats.beta.ppf(0.025, 15, 1)), 1.0)
+        assert intervals.by_name[name] == (pytest.approx(stats.beta.ppf(0.025, 15, 1)), 1.0)
 
 
 RANKED = {
@@ -413,7 +413,7 @@ def test_more_rows_than_groups_have_intervals_of_all_metrics_of_ranks() -> None:
     }
     intervals = metric_intervals(table, {"kind": "class", "classes": ["c0", "c1", "c2"]}, values)
     assert intervals.missing == {}
-    for name, (low, high) in intervals.found.items():
+    for name, (low, high) in intervals.by_name.items():
         assert low < values[name] < high
         assert high - low < 0.02
 
@@ -426,7 +426,7 @@ def test_uniformity_has_the_interval_of_its_pairs() -> None:
     assert np.log(closeness.mean()) == pytest.approx(float(uniformity(vectors[:, None])), abs=1e-6)
     table = table_of("similarity", {"prediction": [0.0] * 300, "closeness": closeness})
     value = float(np.log(closeness.mean()))
-    low, high = metric_intervals(table, {"kind": "similarity"}, {"uniformity": value}).found["uniformity"]
+    low, high = metric_intervals(table, {"kind": "similarity"}, {"uniformity": value}).by_name["uniformity"]
     kernel = (-2 * (2 - 2 * (vectors @ vectors.T))).exp().double().numpy()
 
     def without(row: int) -> float:
@@ -462,7 +462,7 @@ def test_a_metric_of_a_class_is_computed_again_for_each_draw() -> None:
         assert value == pytest.approx(error(np.repeat(np.arange(80), drawn.astype(int))), abs=1e-6)
     value = error(np.arange(80))
     found = metric_intervals(table, about, {"ece": value}, {"ece": metric})
-    assert found.found["ece"][0] < found.found["ece"][1]
+    assert found.by_name["ece"][0] < found.by_name["ece"][1]
     many = pa.concat_tables([table] * 300)
     assert metric_intervals(many, about, {"ece": value}, {"ece": metric}).missing == {
         "ece": "it would be computed 1,000 times from more than 32,768 values"
@@ -522,7 +522,7 @@ def test_the_interval_of_macro_f1_of_rare_classes_is_around_its_value() -> None:
     units = Units.for_rows(len(table))
     estimate = make_estimates(table, about, units)["macro_f1"]
     value = float(estimate(np.ones((1, units.count)))[0])
-    low, high = metric_intervals(table, about, {"macro_f1": value}).found["macro_f1"]
+    low, high = metric_intervals(table, about, {"macro_f1": value}).by_name["macro_f1"]
     assert (low + high) / 2 == pytest.approx(value)
     draws = draw_estimates([estimate], units)[:, 0]
     assert draws.mean() < value - draws.std() / 2  # the bias that the jackknife avoids
@@ -543,7 +543,7 @@ def test_the_interval_of_a_difference_of_macro_f1_is_paired() -> None:
     low, high = paired_intervals(pair[0], pair[1], about)["macro_f1"]
     assert (low + high) / 2 == pytest.approx(values[1] - values[0])
     assert low > 0
-    alone = [metric_intervals(table, about, own).found["macro_f1"] for table, own in pair]
+    alone = [metric_intervals(table, about, own).by_name["macro_f1"] for table, own in pair]
     assert high - low < 0.8 * np.hypot(*(end - start for start, end in alone))
     assert paired_intervals(pair[0], pair[0], about) == {"macro_f1": (0.0, 0.0)}
 

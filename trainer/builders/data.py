@@ -117,8 +117,8 @@ def check_data(job: TrainJob, task: Task, encoded: Encoded) -> DataReport:
         DataError: There are problems, and `data.strict` is true.
     """
     report = measure_quality(encoded.splits, task.target)
-    found = [_name_column(warning, task, encoded.source) for warning in task.check(encoded.splits)]
-    warnings = [*found, *report.warnings(encoded.describe)]
+    task_warnings = [_name_column(warning, task, encoded.source) for warning in task.check(encoded.splits)]
+    warnings = [*task_warnings, *report.warnings(encoded.describe)]
     problems = [*encoded.warnings, *warnings]
     if problems and job.data.get("strict"):
         raise DataError(*(f"data.strict: {problem}" for problem in problems))

@@ -65,15 +65,15 @@ def build_class_metrics(job: TrainJob, task: Task) -> dict[str, Metric]:
 
     if not any(isinstance(entry, Mapping) for entry in job.metrics or ()):
         return {}
-    metrics, found = build_metrics(job, task), {}
+    metrics, class_metrics = build_metrics(job, task), {}
     for name in (metric_name(entry) for entry in job.metrics or () if isinstance(entry, Mapping)):
         prepared = metrics[name]
         assert isinstance(prepared, PreparedMetric), "see `_build_class`"
         for module in prepared.modules():
             if isinstance(module, Metric):
                 module.distributed_available_fn = lambda: False  # only the first of several processes computes it
-        found[name] = prepared.metric
-    return found
+        class_metrics[name] = prepared.metric
+    return class_metrics
 
 
 def check_metrics(job: TrainJob, task: Task) -> None:

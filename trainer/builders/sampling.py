@@ -168,9 +168,9 @@ def _read_weights(encoded: Encoded, column: str) -> np.ndarray:
     return np.array(weights)
 
 
-def _weights_of(names: Sequence[str], given: Mapping[Any, float]) -> np.ndarray:
+def _weights_of(names: Sequence[str], by_value: Mapping[Any, float]) -> np.ndarray:
     """Return the weight of a row of each value; 1 for a value that is not named."""
-    weights = by_class_name(given, names)
+    weights = by_class_name(by_value, names)
     if unknown := [value for value in weights if value not in names]:
         problem = "no row of training has this value"
         raise DataError(
@@ -195,12 +195,12 @@ def _group_by_file(job: TrainJob, encoded: Encoded, mix: Mapping[str, float]) ->
     codes: dict[str, int] = {}
     problems = []
     for file in dict.fromkeys(files):
-        found = [number for number, name in enumerate(names) if Path(file).resolve() in named[name]]
-        codes[file] = found[0] if found else 0
-        if not found:
+        matches = [number for number, name in enumerate(names) if Path(file).resolve() in named[name]]
+        codes[file] = matches[0] if matches else 0
+        if not matches:
             problems.append(format_error("data.mix", f"has no share for a training {noun}", "Add it", value=file))
-        elif len(found) > 1:
-            problem = f"names a {noun} twice, as {names[found[0]]!r} and {names[found[1]]!r}"
+        elif len(matches) > 1:
+            problem = f"names a {noun} twice, as {names[matches[0]]!r} and {names[matches[1]]!r}"
             problems.append(format_error("data.mix", problem, "Keep one", value=file))
     for number, name in enumerate(names):
         if number not in codes.values():
@@ -232,9 +232,9 @@ def _read_cells(encoded: Encoded, key: str, column: str) -> list[object]:
     if column not in known:
         raise ConfigError(format_error(key, "no such column", did_you_mean(column, known), value=column))
     rows = encoded.splits["train"].data.column("row").to_pylist()
-    wanted = set(rows)
+    needed = set(rows)
     assert isinstance(source, HasColumns)
-    cells = {row: cell for row, (cell,) in source.read_columns("train", [column]) if row in wanted}
+    cells = {row: cell for row, (cell,) in source.read_columns("train", [column]) if row in needed}
     return [cells[row] for row in rows]
 
 

@@ -214,15 +214,15 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the rows of a tensor from `start` up to `stop` (exclusive); no others are read."""
-        found = []
+        parts = []
         for piece in self._pieces[name]:
             first = max(start, piece.rows.start)
             count = min(stop, piece.rows.start + piece.shape[0]) - first
             if count > 0:
                 part = _read(piece, first - piece.rows.start, (count, *piece.shape[1:]))
-                found.append((Rows(first - start, (stop - start, *piece.shape[1:])), part))
+                parts.append((Rows(first - start, (stop - start, *piece.shape[1:])), part))
         first_piece = self._pieces[name][0]
-        return _join(name, found) if found else torch.empty((0, *first_piece.shape[1:]), dtype=first_piece.dtype)
+        return _join(name, parts) if parts else torch.empty((0, *first_piece.shape[1:]), dtype=first_piece.dtype)
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, _Piece]]:

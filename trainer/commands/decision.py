@@ -49,7 +49,7 @@ _NO_CLASSES = "Leave it out: the task predicts no classes of rows"
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The result of a search on the validation split."""
 
     calibration: Calibration | None = None
@@ -240,12 +240,12 @@ def find_rule(
     from trainer.calibration import calibrate, find_thresholds
     from trainer.targets import calibrate_output
 
-    found, labels, several = Found(), list(_labels(task)), task.target == "multi_hot"
+    result, labels, several = SearchResult(), list(_labels(task)), task.target == "multi_hot"
     outputs = None if validation is None else _collect(checkpointed, validation, job.precision, ranks)
     rule = _rule(task)
     if job.calibrate != "kept":
-        found.calibration = calibrate(*outputs, labels, several=several) if outputs and job.calibrate else None
-        rule = _with_temperature(rule, None if found.calibration is None else found.calibration.temperature)
+        result.calibration = calibrate(*outputs, labels, several=several) if outputs and job.calibrate else None
+        rule = _with_temperature(rule, None if result.calibration is None else result.calibration.temperature)
         task.decision_rule = rule
     if outputs is not None and _finds_thresholds(job):
         names = _thresholded(task, job.threshold)
@@ -254,15 +254,15 @@ def find_rule(
         scores = calibrate_output(task, torch.from_numpy(outputs[0]))
         probabilities = (scores.sigmoid() if several else scores.softmax(dim=-1)).numpy()[:, places]
         positive = outputs[1][:, places] > 0 if several else outputs[1][:, None] == places
-        found.thresholds = dict(
+        result.thresholds = dict(
             zip(names, find_thresholds(probabilities, positive, task.threshold, recall), strict=True)
         )
-        rule = DecisionRule({name: each.value for name, each in found.thresholds.items()}, rule.temperature)
+        rule = DecisionRule({name: each.value for name, each in result.thresholds.items()}, rule.temperature)
     elif job.threshold is None:
         rule = DecisionRule({}, rule.temperature)
     task.decision_rule = rule
     if ranks is None or ranks.is_first:
-        _keep(checkpointed, rule, found, _kept_results(checkpointed.folder, checkpointed.origin, job))
+        _keep(checkpointed, rule, result, _kept_results(checkpointed.folder, checkpointed.origin, job))
 
 
 def _with_temperature(rule: DecisionRule, temperature: float | Mapping[str, float] | None) -> DecisionRule:
@@ -308,27 +308,27 @@ def _kept_results(folder: Path, origin: Document, job: EvalJob) -> Document:
     return {name: part for name, part in document.get("validation", {}).items() if own.get(name) == "kept"}
 
 
-def _keep(checkpointed: CheckpointedModel, rule: DecisionRule, found: Found, kept: Document) -> None:
-    """Write the rule of a run, or remove it if it is empty; print what was found.
+def _keep(checkpointed: CheckpointedModel, rule: DecisionRule, result: SearchResult, kept: Document) -> None:
+    """Write the rule of a run, or remove it if it is empty; print the result of the search.
 
     Args:
         checkpointed: The model.
         rule: The rule.
-        found: The results of this search.
+        result: The result of this search.
         kept: The results of earlier searches that stay.
     """
     file, origin = checkpointed.folder / DECISION_RULE, checkpointed.origin
     console = open_console("auto")
-    if found.calibration is not None:
-        _show_calibration(console, found.calibration)
-    if found.thresholds:
-        _show_thresholds(console, found.thresholds, checkpointed.task)
+    if result.calibration is not None:
+        _show_calibration(console, result.calibration)
+    if result.thresholds:
+        _show_thresholds(console, result.thresholds, checkpointed.task)
     if not rule:
         discard(file)
         print_lines(f"note: there are no thresholds and no temperature to keep, so there is no {file}.")
         return
     owner = {key: origin[key] for key in ("step", "weights", "checkpoint_sha256")}
-    validation = found.document(rule, kept)
+    validation = result.document(rule, kept)
     write_rule(checkpointed.folder, {**owner, **rule.document(), "validation": validation})
     print_lines(f"note: {file}: eval, predict and export use {rule.describe()} from now on.")
 

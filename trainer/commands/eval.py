@@ -326,7 +326,9 @@ def _measure(
     if slices:
         with phase("measuring the slices"):
             parts = measure_slices(predictions, encoded, split, slices, values, metrics)
-    return evaluation._replace(intervals=intervals.found, no_interval=intervals.missing, targets=targets, slices=parts)
+    return evaluation._replace(
+        intervals=intervals.by_name, no_interval=intervals.missing, targets=targets, slices=parts
+    )
 
 
 def _write(file: Path, document: Document, evaluation: Evaluation) -> None:

@@ -162,7 +162,7 @@ def _describe_part(
     undefined = {name: undefined_reason(name) for name, value in values.items() if not np.isfinite(value)}
     return {
         "metrics": {name: value for name, value in values.items() if name not in undefined},
-        "intervals": {name: list(interval) for name, interval in intervals.found.items() if name not in undefined},
+        "intervals": {name: list(interval) for name, interval in intervals.by_name.items() if name not in undefined},
         "no_interval": intervals.missing | undefined,
     }
 
@@ -173,11 +173,11 @@ def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[st
     check_columns(source, split, columns)
     assert isinstance(source, HasColumns)
     ids = encoded.splits[split].data.column("row").to_pylist()
-    wanted = set(ids)
+    needed = set(ids)
     cells = {
         row: [_EMPTY if value is None or not (cell := _text(value)).strip() else cell for value in values]
         for row, values in source.read_columns(split, columns)
-        if row in wanted
+        if row in needed
     }
     return {column: [cells[row][place] for row in ids] for place, column in enumerate(columns)}
 

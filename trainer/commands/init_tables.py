@@ -70,8 +70,8 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
     warnings += _incomplete_notes(table, proposal.roles)
     used = {name for names in proposal.roles.values() for name in names}
     for column in table.of_kind("mixed"):
-        found = [] if column.name in used else feature_warnings(table, column.name)
-        warnings += [f"{column.name} is left out: it {text}" for text in found]
+        problems = [] if column.name in used else feature_warnings(table, column.name)
+        warnings += [f"{column.name} is left out: it {text}" for text in problems]
     notes = [f"note: {note.removesuffix('.')}." for note in (*table.notes, *warnings)]
     return Look([*table.describe(), *notes], proposal, table.num_rows)
 
@@ -111,21 +111,21 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
         return _propose_spans(table, texts[0], spans[0])
     if text is None and target is None and (proposal := _propose_pairs(table, texts)):
         return proposal
-    found = _find_target(table, target, [column.name for column in texts])
-    images = [column for column in table.of_kind("image") if column is not found]
-    if images and found is not None and found.can_be_class:
-        return _propose_images(table, images[0], found)
-    if found is None:
+    predicted = _find_target(table, target, [column.name for column in texts])
+    images = [column for column in table.of_kind("image") if column is not predicted]
+    if images and predicted is not None and predicted.can_be_class:
+        return _propose_images(table, images[0], predicted)
+    if predicted is None:
         if not texts:
             raise _no_target_error(table)
         return _propose_language_model(table, texts[0])
-    features = [column for column in _features(table) if column is not found]
+    features = [column for column in _features(table) if column is not predicted]
     is_table = len(features) > 2 and (not texts or texts[0].mean_length < 8)
     if texts and not (is_table and text is None):
-        return _propose_text(table, texts[0], found)
+        return _propose_text(table, texts[0], predicted)
     if not features:
         raise _no_target_error(table)
-    return _propose_features(table, features, found)
+    return _propose_features(table, features, predicted)
 
 
 def _texts(table: TableProfile, chosen: str | None, target: str | None) -> list[ColumnProfile]:
@@ -205,9 +205,9 @@ def _propose_pairs(table: TableProfile, texts: Sequence[ColumnProfile]) -> Propo
     if not others:
         roles = ("positive", "negative") if len(texts) == 3 else ("positive",)
         columns += [Setting(f"data.columns.{role}", name) for role, name in zip(roles, names[1:], strict=True)]
-        what = "triplets" if len(texts) == 3 else "pairs"
+        supervision = "triplets" if len(texts) == 3 else "pairs"
         summary = f"Learn embeddings in which {names[0]} and {names[1]} of a row are close"
-        settings = [*columns, Setting("task.supervision", what), *_text_sizes(table, by_place)]
+        settings = [*columns, Setting("task.supervision", supervision), *_text_sizes(table, by_place)]
         return _proposal(
             table, summary, "sentence_embedding", settings, dict(zip(("text", *roles), names, strict=True))
         )
@@ -331,8 +331,8 @@ def _propose_features(table: TableProfile, features: Sequence[ColumnProfile], ta
     columns = [Setting("data.label", target.name)] if is_class else [Setting("data.columns.value", target.name)]
     columns.append(Setting("data.columns.features", names, one_line(comment)))
     task, role = ("tabular_classification", "label") if is_class else ("tabular_regression", "value")
-    what = f"{target.name} ({len(target.counts)} classes)" if is_class else f"the number {target.name}"
-    summary = f"Predict {what} from {names[0] if len(names) == 1 else f'{len(names)} columns'}"
+    predicted = f"{target.name} ({len(target.counts)} classes)" if is_class else f"the number {target.name}"
+    summary = f"Predict {predicted} from {names[0] if len(names) == 1 else f'{len(names)} columns'}"
     settings = [*columns, *model_sizes("mlp", table.num_rows)]
     return _proposal(table, summary, task, settings, {role: target.name}, features=names)
 

@@ -16,8 +16,8 @@ def advise_resume(folder: Path) -> list[str]:
     """Say how to resume a run that has ended without saving."""
     # Without reading the tensors: a checkpoint has its name only if every byte was written.
     newest = next((each for each in list_newest_first(folder / CHECKPOINTS) if each.fault is None), None)
-    found = [] if newest is None else [f"The newest checkpoint is {newest.folder}."]
-    return [*found, _resume_instruction(folder)]
+    checkpoint = [] if newest is None else [f"The newest checkpoint is {newest.folder}."]
+    return [*checkpoint, _resume_instruction(folder)]
 
 
 def _resume_instruction(folder: Path | None) -> str:
@@ -50,8 +50,8 @@ def resume_instruction_added(folder: Path | None) -> Iterator[None]:
         lost: list[TrainerError] = []
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(found := find_user_error(cause), LostWorkerError):
-                lost.append(found)
+            if isinstance(user_error := find_user_error(cause), LostWorkerError):
+                lost.append(user_error)
             cause = cause.__context__
         if not lost:
             raise

@@ -88,8 +88,8 @@ def name_problem(name: str, kind: str | None, own: Sequence[str]) -> tuple[str, 
     if kinds is None:
         return "there is no such metric", suggest_metric(name, kind, own)
     if kind is not None and kind not in kinds:
-        wanted = " or ".join(_KINDS[each] for each in kinds)
-        problem = f"is a metric of {wanted}, but the targets of the task are {_KINDS.get(kind, kind)}"
+        fitting = " or ".join(_KINDS[each] for each in kinds)
+        problem = f"is a metric of {fitting}, but the targets of the task are {_KINDS.get(kind, kind)}"
         return problem, suggest_metric("", kind, own)
     return None
 

@@ -106,12 +106,12 @@ class CommandLine:
         Hydra takes a new key in a mapping of a part only with `++`; such keys are checked here.
         """
         groups = schema.groups(self.job_type)
-        given = {str(item.input_line): item for item in (*self.overrides.groups, *self.overrides.values)}
-        for line, item in given.items():
+        by_line = {str(item.input_line): item for item in (*self.overrides.groups, *self.overrides.values)}
+        for line, item in by_line.items():
             is_inner = item.key_or_group.count(".") > 1 and item.key_or_group.split(".")[0] in groups
             if is_inner and not (item.is_add() or item.is_force_add() or item.is_delete()):
-                given[line] = replace(item, input_line=f"++{line}")
-        return [given[text] for text in self.arguments.overrides if text in given]
+                by_line[line] = replace(item, input_line=f"++{line}")
+        return [by_line[text] for text in self.arguments.overrides if text in by_line]
 
     def hydra_argv(self) -> list[str]:
         """Return the command line for Hydra's own main."""

@@ -115,14 +115,14 @@ def is_subclass(target: str, base: str) -> bool:
         if located is None or above is None:
             return False
         definition, module = _definition(*located)
-        wanted, _ = _definition(*above)
+        base_definition, _ = _definition(*above)
     except (LookupError, _Unreadable):
         return False
     classes = [(definition, module)] if isinstance(definition, ast.ClassDef) else []
     seen: list[ast.ClassDef] = []
     while classes:
         each, module = classes.pop()
-        if each is wanted:
+        if each is base_definition:
             return True
         if each not in seen:
             seen.append(each)

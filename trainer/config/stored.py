@@ -349,8 +349,8 @@ def job_from_text(
         config |= {"resume": None, "trust": list(trust)}
     changed = resolve_environment(with_overrides(config, overrides))
     # Paths of the command line do not start at `run.cwd`.
-    given = [(path, find(changed, path)) for path, _ in overrides]
-    located = with_overrides(locate_paths(changed, jobs.TrainJob), given)
+    replaced = [(path, find(changed, path)) for path, _ in overrides]
+    located = with_overrides(locate_paths(changed, jobs.TrainJob), replaced)
     if trust is None and not overrides:  # this process has checked it already
         return cast(jobs.TrainJob, job_of(_without_keys(located, unused), jobs.TrainJob))
     return _usable_job(located, config, file, unused)

@@ -58,20 +58,20 @@ _START = "\0{"
 _DECODED = re.compile(rf"\$\{{oc\.decode:{_REFERENCE.pattern}\}}")
 
 
-def trust_problems(config: Mapping[str, Any], trust: Collection[str], given: Collection[str] = ()) -> list[str]:
+def trust_problems(config: Mapping[str, Any], trust: Collection[str], replaced: Collection[str] = ()) -> list[str]:
     """Return a message for everything in a stored config that must not be used.
 
     Args:
         config: The stored config, not resolved.
         trust: Packages and targets that the user trusts, from the command line and never from the stored config.
-        given: Full keys that the command line replaces.
+        replaced: Full keys that the command line replaces.
     """
-    names = sorted({*trust, *_names_to_trust(config, given)})
+    names = sorted({*trust, *_names_to_trust(config, replaced)})
     remedy = f"If you trust {'them' if names[1:] else 'it'}, set trust=[{','.join(names)}]"
     return [
         *(_target_problem(path, target, remedy) for path, target in _untrusted_targets(config, trust)),
         *_hydra_key_problems(config, trust),
-        *_interpolation_problems(config, trust, given, remedy),
+        *_interpolation_problems(config, trust, replaced, remedy),
     ]
 
 
@@ -95,10 +95,10 @@ def trust_argument(config: Mapping[str, Any]) -> str:
     return f" trust=[{','.join(sorted(names))}]" if names else ""
 
 
-def _names_to_trust(config: Mapping[str, Any], given: Collection[str] = ()) -> set[str]:
+def _names_to_trust(config: Mapping[str, Any], replaced: Collection[str] = ()) -> set[str]:
     """Return everything that `trust` must name so that a stored config can be used."""
     names = {_trusted_name(target) for _, target in _untrusted_targets(config, ())}
-    return names | {ENVIRONMENT for path, text in _texts(config) if path not in given and names_environment(text)}
+    return names | {ENVIRONMENT for path, text in _texts(config) if path not in replaced and names_environment(text)}
 
 
 def named_packages(config: Mapping[str, Any]) -> set[str]:
@@ -165,15 +165,15 @@ def _is_library_class(group: str, target: str) -> bool:
     if not _starts_with_library(group, target) or not _is_library_module(modules):
         return False
     try:
-        found = getattr(import_module(".".join(modules)), name, None)
+        named = getattr(import_module(".".join(modules)), name, None)
         base_module, _, base_name = BASES[group].rpartition(".")
         base = getattr(import_module(base_module), base_name)
     except Exception:  # a module of the library may need a package that is not installed
         return False
-    if not inspect.isclass(found) or not _starts_with_library(group, f"{found.__module__}."):
+    if not inspect.isclass(named) or not _starts_with_library(group, f"{named.__module__}."):
         return False
-    is_defined = getattr(sys.modules.get(found.__module__), found.__qualname__, None) is found
-    return is_defined and issubclass(found, base)
+    is_defined = getattr(sys.modules.get(named.__module__), named.__qualname__, None) is named
+    return is_defined and issubclass(named, base)
 
 
 def _starts_with_library(group: str, dotted: str) -> bool:
@@ -213,10 +213,10 @@ def _is_partial(group: str, value: object) -> bool:
 
 
 def _interpolation_problems(
-    config: Mapping[str, Any], trust: Collection[str], given: Collection[str], remedy: str
+    config: Mapping[str, Any], trust: Collection[str], replaced: Collection[str], remedy: str
 ) -> Iterator[str]:
     for path, text in _texts(config):
-        if "${" not in text or path in given:
+        if "${" not in text or path in replaced:
             continue
         if not names_environment(text):
             yield format_error(path, "a stored config may not contain interpolations", value=text)

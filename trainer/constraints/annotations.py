@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, MultipleOf
 
+from trainer.display import counted
 from trainer.durations import FORMS, TIME_FORMS, parse, parse_time
 from trainer.errors import format_error
 
@@ -329,12 +330,12 @@ def numbers_of(metadata: Iterable[object], name: str) -> list[float]:
 
 
 def _length_problem(least: float, most: float | None, value: object) -> str:
-    unit = f"{'character' if isinstance(value, str) else 'item'}{'' if most == 1 else 's'}"
+    noun = "character" if isinstance(value, str) else "item"
     if least == 1 and most is None:
         return "must not be empty"
     if most is None:
-        return f"must have at least {least} {unit}"
-    return f"must have {least} {unit}" if least == most else f"must have {least} to {most} {unit}"
+        return f"must have at least {counted(int(least), noun)}"
+    return f"must have {'' if least == most else f'{least} to '}{counted(int(most), noun)}"
 
 
 class _Limit(NamedTuple):

@@ -135,10 +135,10 @@ class LabelColumn:
 
         In lists a part has no fixed place: `a;b` and `b;c`. In paths such as `news/sport` and `news/art` each part has.
         """
-        found = find_lists(self._counts)
-        if found is None:
+        separated = find_lists(self._counts)
+        if separated is None:
             return None
-        separator, lists = found
+        separator, lists = separated
         labels = counted(len(lists), "label", "contains", of=len(self._counts))
         problem = f"{labels} several other labels, such as {lists[0]!r} in {{place}}"
         if self.role == "label":

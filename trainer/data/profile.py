@@ -249,8 +249,8 @@ def profile_column(name: str, cells: Sequence[object]) -> ColumnProfile:
     kind = _kind_of(name, counts, len(present))
     is_short = len(counts) <= _MAX_COMPARED and sum(map(count_tokens, counts)) < _MAX_LABEL_TOKENS * len(counts)
     is_named_text = name.lower() in _TEXT_NAMES
-    if kind in ("class", "text") and is_short and not is_named_text and (found := find_lists(counts)) is not None:
-        separator, _ = found
+    if kind in ("class", "text") and is_short and not is_named_text and (separated := find_lists(counts)) is not None:
+        separator, _ = separated
         labels = Counter(part.strip() for cell in present for part in str(cell).split(separator))
         return ColumnProfile(name, "list", present, labels, separator)
     return ColumnProfile(name, kind, present, counts)

@@ -298,11 +298,11 @@ def _format_time(time: np.generic, *, has_zone: bool) -> str:
 
 def _rows_of_block(rows: MappedRows, block: int, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return positions, input digests and target digests of the rows of a block; equal inputs are in the same block."""
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start, (inputs, targets) in _chunks(rows, INPUT_DIGEST, TARGET_DIGEST):
         chosen = np.flatnonzero(block_of(inputs.view(np.uint64), blocks) == block)
-        found.append((start + chosen, inputs[chosen], targets[chosen]))
-    positions, inputs, targets = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        chunks.append((start + chosen, inputs[chosen], targets[chosen]))
+    positions, inputs, targets = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     return positions, inputs, targets
 
 

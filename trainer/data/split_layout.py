@@ -94,8 +94,8 @@ class SplitLayout:
     def from_arguments(cls, own: Mapping[str, Any], split: Mapping[str, Any]) -> SplitLayout:
         """Return the layout for constructor arguments that meet `SPLIT_RULES`."""
         # In one order, whatever the arguments' own: the shares are a part of fingerprints.
-        given = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
-        names = [name for name in ("validation", "test") if name in split and name not in given]
+        with_files = {file_stem(name).partition(".")[0] for name, value in own.items() if value is not None}
+        names = [name for name in ("validation", "test") if name in split and name not in with_files]
         shares = {name: float(split[name]) for name in names}
         by_time, stratified, grouped = (split.get(column) is not None for column in (TIME, STRATUM, GROUP))
         return cls(own, shares, by_time, stratified, grouped)

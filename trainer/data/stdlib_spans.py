@@ -67,6 +67,6 @@ def find_calls(text: str) -> Iterator[tuple[int, int]]:
 def _read_samples() -> Iterator[Sample]:
     classes, modules = library_names()
     for docstring in docstrings():
-        found = find_spans(docstring.text, documented_parameters(docstring.documented.node), classes, modules)
-        spans: list[dict[str, Any]] = [{"start": start, "end": end, "label": label} for start, end, label in found]
+        places = find_spans(docstring.text, documented_parameters(docstring.documented.node), classes, modules)
+        spans: list[dict[str, Any]] = [{"start": start, "end": end, "label": label} for start, end, label in places]
         yield Sample(docstring.row, {"text": docstring.text, "spans": spans}, docstring.text)

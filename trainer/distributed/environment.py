@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from trainer.display import counted
 from trainer.errors import ConfigError, ReportedError, TrainerError, format_error
 
 LISTEN_FD: Final = "TRAINER_LISTEN_FD"
@@ -46,7 +47,7 @@ def num_processes(devices: int | str, device: str = "auto") -> int:
         return count_gpus() if device in ("auto", "cuda") else 1
     size = int(os.environ.get("WORLD_SIZE", 1))
     if devices not in ("auto", 1, size):
-        problem = f"{size} process{'' if size == 1 else 'es'} of the run have been started"
+        problem = f"{counted(size, 'process', 'has')} been started for the run"
         with reported_once_per_machine():
             raise ConfigError(format_error("devices", problem, "Leave it out, or set it to this number", value=devices))
     return size

@@ -100,8 +100,8 @@ def _count_entries(
         predicted: The row and the class of each prediction; a pair occurs once in it and once in `target`.
         num_classes: C.
     """
-    wanted, guessed = (rows.astype(np.int64) * num_classes + classes for rows, classes in (target, predicted))
-    right_rows, right_classes = np.divmod(np.intersect1d(wanted, guessed, assume_unique=True), num_classes)
+    actual, guessed = (rows.astype(np.int64) * num_classes + classes for rows, classes in (target, predicted))
+    right_rows, right_classes = np.divmod(np.intersect1d(actual, guessed, assume_unique=True), num_classes)
     parts = ((right_rows, right_classes), predicted, target)
     entries = [_Entries.of(units, rows, classes, num_classes) for rows, classes in parts]
     return lambda counts: [part.totals(counts) for part in entries], right_rows
@@ -135,7 +135,7 @@ def _label_scores(totals: Callable[[np.ndarray], list[np.ndarray]], units: Units
 
 
 def _class_estimates(
-    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+    table: pyarrow.Table, about: Document, units: Units, metric_names: Collection[str], is_part: bool
 ) -> dict[str, Estimate]:
     target, predicted, names = read_indices(table, about)
     rows = np.arange(len(table))
@@ -156,16 +156,16 @@ def _class_estimates(
     else:
         is_target = read_numbers(table["top_classes"]) == target[:, None]
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    found = np.take_along_axis(is_target, order, axis=1)
-    place = np.where(found.any(axis=1), found.argmax(axis=1), probabilities.shape[1])
-    tops = {*range(1, TOP + 1), *(int(match[1]) for name in wanted if (match := _TOP_K.fullmatch(name)))}
+    is_answer = np.take_along_axis(is_target, order, axis=1)
+    place = np.where(is_answer.any(axis=1), is_answer.argmax(axis=1), probabilities.shape[1])
+    tops = {*range(1, TOP + 1), *(int(match[1]) for name in metric_names if (match := _TOP_K.fullmatch(name)))}
     return estimates | {
         f"top_{k}_accuracy": Share.of(units, place < k, ones) for k in tops if k <= probabilities.shape[1]
     }
 
 
 def _label_estimates(
-    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+    table: pyarrow.Table, about: Document, units: Units, metric_names: Collection[str], is_part: bool
 ) -> dict[str, Estimate]:
     target, predicted, names = read_indices(table, about)
     rows = [rows_of_entries(table[name]) for name in ("target", "prediction")]
@@ -189,7 +189,7 @@ def _label_estimates(
 
 
 def _tag_estimates(
-    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+    table: pyarrow.Table, about: Document, units: Units, metric_names: Collection[str], is_part: bool
 ) -> dict[str, Estimate]:
     target, predicted, names = read_indices(table, about)
     rows = rows_of_entries(table["target"])
@@ -202,7 +202,7 @@ def _tag_estimates(
 
 
 def _span_estimates(
-    table: pyarrow.Table, about: Document, units: Units, wanted: Collection[str], is_part: bool
+    table: pyarrow.Table, about: Document, units: Units, metric_names: Collection[str], is_part: bool
 ) -> dict[str, Estimate]:
     columns = [
         {(row, span) for row, spans in enumerate(table[name].to_pylist()) for span in spans}

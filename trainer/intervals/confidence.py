@@ -65,11 +65,11 @@ class Intervals(NamedTuple):
     """The intervals of an evaluation.
 
     Attributes:
-        found: The interval of each metric that has one, by name.
+        by_name: The interval of each metric that has one, by name.
         missing: The reason why another one has none, by name.
     """
 
-    found: dict[str, Interval]
+    by_name: dict[str, Interval]
     missing: dict[str, str]
 
 
@@ -117,8 +117,8 @@ def metric_intervals(
             missing |= dict.fromkeys(own, reason)
     unknown = [name for name in values if name not in estimates and name not in missing]
     missing |= dict.fromkeys(unknown, "the predictions do not contain what it is computed from")
-    found, others = estimated_intervals({name: estimates[name] for name in values if name in estimates}, units)
-    return Intervals(found, others | missing)
+    intervals, others = estimated_intervals({name: estimates[name] for name in values if name in estimates}, units)
+    return Intervals(intervals, others | missing)
 
 
 def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> Intervals:
@@ -130,13 +130,13 @@ def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> Inte
     """
     if units.count < 2:
         return Intervals({}, dict.fromkeys(estimates, _TOO_FEW_ROWS))
-    found, missing = {}, {}
+    intervals, missing = {}, {}
     averages = {name: each for name, each in estimates.items() if isinstance(each, ClassAverage)}
     others = {name: each for name, each in estimates.items() if name not in averages}
     for name, average in averages.items():
         low, high = jackknife_interval(average, units, metric_range(name))
         if low < high:
-            found[name] = (low, high)
+            intervals[name] = (low, high)
         else:
             missing[name] = f"the value is {low:.6g} whichever row is left out"
     draws = draw_estimates(list(others.values()), units)
@@ -145,13 +145,13 @@ def estimated_intervals(estimates: Mapping[str, Estimate], units: Units) -> Inte
         if interval is None:
             missing[name] = "it is not defined in more than 5% of the draws of the rows"
         elif interval[0] < interval[1]:
-            found[name] = interval
+            intervals[name] = interval
         elif isinstance(estimate, Share) and interval[0] in (0.0, 1.0):
             bound = _LEVELS[0] ** (1 / estimate.num_rows)
-            found[name] = (bound, 1.0) if interval[0] else (0.0, 1 - bound)
+            intervals[name] = (bound, 1.0) if interval[0] else (0.0, 1 - bound)
         else:
             missing[name] = f"the value is {interval[0]:.6g} in all draws of the rows"
-    return Intervals(found, missing)
+    return Intervals(intervals, missing)
 
 
 def paired_intervals(

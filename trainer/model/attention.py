@@ -116,8 +116,8 @@ def sample_starts(
     is_first = torch.ones_like(sequence_ids, dtype=torch.bool)
     is_first[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
     numbers = is_first.flatten().cumsum(0)
-    wanted = torch.arange(1, limit + 2, device=device)
-    return torch.searchsorted(numbers, wanted, out_int32=True)[None, None, None]
+    sample_numbers = torch.arange(1, limit + 2, device=device)
+    return torch.searchsorted(numbers, sample_numbers, out_int32=True)[None, None, None]
 
 
 @cache

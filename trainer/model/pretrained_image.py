@@ -105,8 +105,8 @@ def _check_fit(config: PreTrainedConfig, image_channels: int, image_size: tuple[
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         if (height, width) != tuple(image_size):
-            given = " x ".join(map(str, image_size))
-            problem = f"the model takes images of {height} x {width} pixels, the task's images have {given}"
+            task_size = " x ".join(map(str, image_size))
+            problem = f"the model takes images of {height} x {width} pixels, the task's images have {task_size}"
             problems.append(format_error("path", problem, f"Set task.size=[{height},{width}]"))
     if pooling == "cls" and not hasattr(config, "hidden_size"):
         problem = f"a {config.model_type} has no class token"

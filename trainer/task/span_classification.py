@@ -114,19 +114,19 @@ class SpanClassification(TextTask):
         texts = zip(rows["text"], rows["spans"], self.classes.indices(labels, "spans"), strict=True)
         for position, (text, spans, classes) in enumerate(texts):
             tokens = _TokenPlaces(text, columns["starts"][position], columns["ends"][position])
-            found: set[tuple[int, int, int]] = set()
+            places: set[tuple[int, int, int]] = set()
             counts = {"cut": 0, "unaligned": 0, "fits_other": 0}
             for span, index in zip(spans, classes, strict=True):
                 start, end = self._characters(position, text, span)
                 if (place := tokens.find(start, end)) is not None:
-                    found.add((*place, index))
+                    places.add((*place, index))
                 elif tokens.is_cut(end):
                     counts["cut"] += 1
                 else:
                     counts["unaligned"] += 1
                     shift = 1 if self.span_end == "exclusive" else -1
                     counts["fits_other"] += tokens.find(start, end + shift) is not None
-            flat = np.array(sorted(found), dtype=np.int32).reshape(-1, 3)
+            flat = np.array(sorted(places), dtype=np.int32).reshape(-1, 3)
             columns["spans"].append(flat.ravel())
             columns["span_classes"].append(flat[:, 2])
             for name, count in counts.items():
@@ -238,15 +238,15 @@ class SpanClassification(TextTask):
             is_token = np.asarray(starts) >= 0
             possible = np.triu(is_token[:, None] & is_token)
             scores = scores[:, :size, :size].masked_fill(~torch.from_numpy(possible), -torch.inf)
-            found: dict[tuple[int, int, int], float] = {}
+            scores_by_place: dict[tuple[int, int, int], float] = {}
             for first, last, index in list_spans(scores > 0):
                 # Several tokens may be parts of one character.
                 place, score = (int(starts[first]), -int(ends[last]), index), float(scores[index, first, last])
-                found[place] = max(score, found.get(place, 0.0))
+                scores_by_place[place] = max(score, scores_by_place.get(place, 0.0))
             entities = [
                 {"type": self.classes.labels[index], "start": start, "end": -end, "text": text[start:-end]}
                 | {"probability": round(float(1 / (1 + np.exp(-score))), 6)}
-                for (start, end, index), score in sorted(found.items())
+                for (start, end, index), score in sorted(scores_by_place.items())
             ]
             predictions.append({"text": text, "entities": entities})
         return predictions

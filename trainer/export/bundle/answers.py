@@ -136,15 +136,15 @@ class Spans:
         answers: list[Row] = []
         for row, own, starts, ends in zip(rows, scores, inputs["starts"], inputs["ends"], strict=True):
             possible = np.triu((starts >= 0)[:, None] & (starts >= 0))
-            found: dict[tuple[int, int, int], float] = {}
+            scores_by_place: dict[tuple[int, int, int], float] = {}
             for number, first, last in np.argwhere((own > 0) & possible).tolist():
                 # Several tokens may be parts of one character.
                 place, score = (int(starts[first]), -int(ends[last]), number), float(own[number, first, last])
-                found[place] = max(score, found.get(place, 0.0))
+                scores_by_place[place] = max(score, scores_by_place.get(place, 0.0))
             entities = [
                 {"type": labels[number], "start": start, "end": -end, "text": row["text"][start:-end]}
                 | {"probability": round(float(1 / (1 + np.exp(-score))), 6)}
-                for (start, end, number), score in sorted(found.items())
+                for (start, end, number), score in sorted(scores_by_place.items())
             ]
             answers.append({"text": row["text"], "entities": entities})
         return answers
