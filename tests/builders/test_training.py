@@ -14,8 +14,8 @@ from trainer.builders.training import (
     build_utilization,
     check_names,
     count_steps,
-    select_monitor,
 )
+from trainer.builders.validation import select_monitor
 from trainer.config.jobs import TrainJob
 from trainer.data.encode import Encoded
 from trainer.distributed.ranks import Ranks

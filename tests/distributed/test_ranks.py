@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from tests.support.ranks import call_ranks
 from tests.test_loop import CPU, make_batch, make_run
-from trainer.builders.training import check_statistic
+from trainer.builders.distributed import check_statistic
 from trainer.distributed.ranks import Ranks
 from trainer.errors import ConfigError
 from trainer.evaluate import check_shareable, evaluate

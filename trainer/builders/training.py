@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,9 +15,10 @@ from torch import nn
 from trainer.accumulation import find_accumulate
 from trainer.builders.data import build_batch_plan, build_encoded, build_loaders, build_task, check_data
 from trainer.builders.device import build_device, name_of, seed_rng, set_determinism
+from trainer.builders.distributed import check_statistic, shard_run
 from trainer.builders.instantiate import in_group, locate
 from trainer.builders.loss import TEACHER, Teacher, build_loss, can_defer_logits
-from trainer.builders.metrics import build_metrics, check_metrics
+from trainer.builders.metrics import check_metrics
 from trainer.builders.model import (
     architecture_documents,
     build_masks,
@@ -32,10 +33,11 @@ from trainer.builders.model import (
 )
 from trainer.builders.optimizer import build_optimizer, build_schedule
 from trainer.builders.perturb import build_perturbation, check_perturbation
+from trainer.builders.validation import build_validation
 from trainer.capture import is_keyed, restore
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.config import schema
-from trainer.config.compatibility import MASKS_WITHOUT_STATISTIC, UNKNOWN_METRIC
+from trainer.config.compatibility import MASKS_WITHOUT_STATISTIC
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import blaming_config
 from trainer.data.encode import Encoded
@@ -43,13 +45,11 @@ from trainer.data.quality import DataReport
 from trainer.distributed.ranks import Ranks, connect, join_ranks
 from trainer.distributed.sharding import Sharding, count_shards
 from trainer.durations import parse, to_steps
-from trainer.ema import Ema, has_weights
-from trainer.errors import CheckpointError, ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.evaluate import check_shareable, evaluate, metric_directions
+from trainer.ema import Ema
+from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any
 from trainer.layout import CONFIG, STATE, TASK
 from trainer.loop import compute_gradients
 from trainer.model.feature_extractor import FeatureExtractor
-from trainer.model.finetuning import is_frozen, mark_frozen
 from trainer.model.flops import PEAKS, Peaks, Utilization, count_flops, find_peak
 from trainer.model.gradient_checkpointing import checkpoint_blocks
 from trainer.model.head_dropout import add_head_dropout
@@ -57,7 +57,6 @@ from trainer.optimizer.eager import eager
 from trainer.precision import Precision, PrecisionName
 from trainer.progress import phase
 from trainer.protocols import (
-    Batch,
     DefersLogits,
     HasBatchStatistic,
     HasTeacher,
@@ -67,15 +66,12 @@ from trainer.protocols import (
     Schedule,
     StateDict,
     Task,
-    UsesInputs,
 )
 from trainer.prune.masks import Masks
 from trainer.report.logs import logs_silenced
-from trainer.report.metric_names import metric_range
-from trainer.run import Run, RunOutputs, StepCounts, Validation
+from trainer.run import Run, RunOutputs, StepCounts
 from trainer.state import TrainState
 from trainer.step_rng import StepRng
-from trainer.validation_sets import select_monitored
 
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _SKIPPING = (*_FUSED, *map(eager, _FUSED))
@@ -192,7 +188,7 @@ def _build_run(
     model, masks, ema = _build_model(job, task, snapshot, loss, device)
     check_statistic(loss, ranks, count_shards(job.shard, ranks), job.loader.tokens)
     utilization = build_utilization(task, model, job.precision, name_of(device), ranks)
-    sharding = _shard(job, model, loss, ema, ranks, device)
+    sharding = shard_run(job, model, loss, ema, ranks, device)
     fill = sharding is not None or (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic)
     batching = choose_batching(job, model)
     loader, validation_batches = build_loaders(job, task, encoded, plan, batching, device, ranks, fill=fill)
@@ -311,51 +307,6 @@ def _build_model(
     return model, masks, ema
 
 
-def check_statistic(loss: Loss, ranks: Ranks, num_shards: int, tokens: int | None = None) -> None:
-    """Raise ConfigError if the loss is a statistic of the whole batch that this job cannot compute."""
-    if not (isinstance(loss, HasBatchStatistic) and loss.is_batch_statistic):
-        return
-    name = type(loss).__qualname__
-    if tokens is not None and isinstance(loss, UsesInputs) and loss.needs_inputs:
-        problem = "a statistic of the batch that needs the inputs cannot merge the micro-batches of loader.tokens"
-        raise ConfigError(format_error("loss", problem, "Set loader.tokens=null", value=name))
-    if ranks.size == 1:
-        return
-    if isinstance(loss, UsesInputs) and loss.needs_inputs:
-        problem = "a statistic of the batch that needs the inputs works only on one device"
-        raise ConfigError(format_error("loss", problem, "Set devices=1", value=name))
-    if num_shards > 1 and has_weights(loss):
-        problem = "a statistic of the batch that has weights cannot be divided"
-        raise ConfigError(format_error("loss", problem, "Set shard=false", value=name))
-
-
-def _shard(
-    job: TrainJob, model: nn.Module, loss: Loss, ema: Ema | None, ranks: Ranks, device: torch.device
-) -> Sharding | None:
-    """Divide the model, the average and the loss's own weights among the processes, as the key `shard` says.
-
-    Every process builds the complete model once, before this.
-
-    Raises:
-        ConfigError: A part of the job does not work in shards.
-    """
-    count = count_shards(job.shard, ranks)
-    if count == 1:
-        return None
-    models = [model] if ema is None else [ema.module, model]
-    losses: list[object] = [loss] if ema is None or ema.loss is loss else [ema.loss, loss]
-    with_weights = [each for each in losses if isinstance(each, nn.Module) and has_weights(each)]
-    ranks.broadcast_weights([*models, *with_weights])
-    frozen = [name for name, parameter in model.named_parameters() if is_frozen(parameter)]
-    sharding = Sharding(ranks, count, device)
-    for model_or_average in models:
-        sharding.shard(model_or_average)
-    mark_frozen(model.get_parameter(name) for name in frozen)  # the shards are other objects
-    for loss_or_average in with_weights:
-        sharding.shard_loss(loss_or_average)
-    return sharding
-
-
 def join_devices(job: TrainJob, task_state: StateDict | None) -> Ranks:
     """Join the processes that train a job together, each with its device.
 
@@ -421,51 +372,6 @@ def count_steps(job: TrainJob, steps_per_epoch: int) -> StepCounts:
         else steps_of(job.logger.histograms, "logger.histograms"),
         patience=None if job.train.patience is None else steps_of(job.train.patience, "train.patience"),
     )
-
-
-def build_validation(
-    job: TrainJob,
-    task: Task,
-    batches: Mapping[str, Iterable[Batch]],
-    precision: Precision,
-    device: torch.device,
-    ranks: Ranks,
-) -> Validation:
-    """Build the evaluations on the validation splits, from the batches of each.
-
-    Raises:
-        ConfigError: The task has no metric of the name `checkpoint.monitor`, or one that several devices cannot share.
-    """
-    check_metrics(job, task)
-    if ranks.size > 1:
-        check_shareable(build_metrics(job, task))
-
-    def evaluate_on(own: Iterable[Batch], model: nn.Module, loss: Loss) -> dict[str, float]:
-        metrics = build_metrics(job, task)
-        return evaluate(model, loss, own, metrics, precision=precision, device=device, ranks=ranks)
-
-    evaluators = {split: partial(evaluate_on, own) for split, own in batches.items()}
-    split, metric = select_monitored(job.checkpoint.monitor, list(batches))
-    monitor, find_direction = select_monitor(metric, job, task)
-    return Validation(evaluators, split, monitor, find_direction, metric_range(monitor))
-
-
-def select_monitor(metric: str | None, job: TrainJob, task: Task) -> tuple[str, Callable[[], bool]]:
-    """Return the monitored metric, the task's own for None, and a function that returns True if higher is better.
-
-    The library of the metrics takes a second to load, so that only the first evaluation asks for them if possible.
-
-    Raises:
-        ConfigError: The task has no metric of this name.
-    """
-    monitor = metric or task.monitor
-    if monitor in (task.monitor, "loss") and type(task).__module__.startswith("trainer."):
-        return monitor, lambda: metric_directions(build_metrics(job, task))[monitor]
-    directions = metric_directions(build_metrics(job, task))
-    if monitor not in directions:
-        remedy = did_you_mean(monitor, list(directions))
-        raise ConfigError(format_error("checkpoint.monitor", UNKNOWN_METRIC, remedy, value=monitor))
-    return monitor, lambda: directions[monitor]
 
 
 def _documents(config_text: str, task: Task, model: nn.Module, loss: Loss) -> dict[str, str]:
