@@ -154,7 +154,7 @@ def _main(arguments: list[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the encoding of the screen lacks
     if arguments[:1] == ["--job"] and len(arguments) == 2:  # started by a sweep
-        from trainer.commands.sweep import run_job_file
+        from trainer.commands.sweep_jobs import run_job_file
 
         return run_job_file(Path(arguments[1]), lambda argv: _run_verb("train", argv))
     debug = "--debug" in arguments

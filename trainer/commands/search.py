@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trainer.commands.run_folders import read_best_score
-from trainer.commands.sweep import Outcome
+from trainer.commands.sweep_jobs import Outcome
 from trainer.config.sweep import Parameter, Search, Sweep, SweepJob
 from trainer.layout import METRICS, STUDY, Document
 from trainer.report.events import read_events
