@@ -29,7 +29,8 @@ from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
 from trainer.config.stored import job_from_config
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.protocols import Batch, Task
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -23,7 +23,8 @@ from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
-from trainer.data.batches import Batches, BatchPlan
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.batches import Batches
 from trainer.loop import update_weights
 from trainer.protocols import Batch, Batching
 from trainer.run import RunOutputs

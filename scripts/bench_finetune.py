@@ -36,7 +36,8 @@ from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.jobs import TrainJob
 from trainer.config.stored import job_from_config
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.durations import to_steps
 from trainer.loop import fit, update_weights
 from trainer.model.layers import pool_samples

@@ -45,7 +45,8 @@ from torch import nn
 from trainer.builders.training import Training, build_training
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.stored import job_from_config
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.evaluate import evaluate
 from trainer.loop import fit
 from trainer.precision import Precision

@@ -36,7 +36,7 @@ from tests.test_observers import observers
 from trainer.checkpoint.rng_state import capture_rng_state
 from trainer.checkpoint.snapshot import load_folder, write_snapshot
 from trainer.cli import main
-from trainer.data.batches import BatchPlan
+from trainer.data.batch_plan import BatchPlan
 
 STEPS = 12
 JOB = [f"train.duration={STEPS}", "train.eval_every=4", "checkpoint.every=4"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.jobs import TINY, events, train, working_in, write_roles
 from tests.support.ranks import run_ranks
 from trainer.cli import main
-from trainer.data.batches import BatchPlan
+from trainer.data.batch_plan import BatchPlan
 from trainer.model.text_encoder import TextEncoder
 from trainer.task.packing import divide_into_rows, pack
 

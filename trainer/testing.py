@@ -14,7 +14,8 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from trainer.builders.contracts import check_contract
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.protocols import Batching, EndsWithHead, Inputs, Loss, MetricSchedule, Schedule, Source, Task
 
 

@@ -14,7 +14,8 @@ from trainer.builders.checkpointed import load_checkpointed_model
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.loss import load_teacher
 from trainer.cli import main
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import ConfigError
 
 CPU = torch.device("cpu")

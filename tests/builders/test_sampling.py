@@ -16,7 +16,7 @@ from trainer.builders.sampling import measure_draws
 from trainer.cli import main
 from trainer.commands.run_log import describe_draws
 from trainer.config.command import check_command
-from trainer.data.batches import BatchPlan
+from trainer.data.batch_plan import BatchPlan
 from trainer.data.order import GroupSampler
 from trainer.errors import ConfigError, DataError, TrainerError
 

@@ -10,15 +10,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.batches import (
-    Batches,
-    BatchIndices,
-    BatchPlan,
-    EvaluationBatches,
-    LoaderOptions,
-    TrainLoader,
-    split_batch,
-)
+from trainer.data.batch_plan import BatchIndices, BatchPlan, split_batch
+from trainer.data.batches import Batches, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.order import GroupSampler
 from trainer.protocols import Batch, Batching
 from trainer.sample_rng import SampleRng

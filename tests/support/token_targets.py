@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.model.decoder import Decoder
 from trainer.model.text_encoder import TextEncoder

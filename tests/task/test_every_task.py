@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear
 from trainer.protocols import Batching

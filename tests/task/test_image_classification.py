@@ -12,7 +12,8 @@ from tests.support.jobs import TINY, assert_resumes, assert_same_end
 from tests.support.predictions import predict
 from tests.support.sources import write_idx
 from trainer.cli import main
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.evaluate import metric_directions
 from trainer.export.cases import forward_of, proof_cases, traced_inputs

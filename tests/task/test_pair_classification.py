@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.support.predictions import predict
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.protocols import Batch, Batching
 from trainer.task.pair_classification import PairClassification, encode_pairs

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from tests.support.predictions import predict
 from trainer.config.signatures import attribute
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.loss.cosine_embedding import CosineEmbedding

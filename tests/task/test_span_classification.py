@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import DataError, RowError
 from trainer.files.mapped import MappedRows
 from trainer.loss.global_pointer import GlobalPointer

@@ -5,7 +5,8 @@ from datasets import Dataset
 from torch import nn
 
 from tests.support.predictions import predict
-from trainer.data.batches import Batches, BatchIndices, BatchPlan
+from trainer.data.batch_plan import BatchIndices, BatchPlan
+from trainer.data.batches import Batches
 from trainer.errors import ConfigError, DataError, RowError
 from trainer.export.cases import forward_of, proof_cases, timed_inputs, traced_inputs
 from trainer.files.mapped import RowReader

@@ -7,7 +7,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from tests.support.predictions import predict
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.errors import DataError, RowError
 from trainer.export.cases import forward_of, proof_cases
 from trainer.model.linear import Linear

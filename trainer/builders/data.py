@@ -13,7 +13,8 @@ from trainer.builders.instantiate import in_group, instantiate
 from trainer.builders.sampling import build_sampler
 from trainer.config.jobs import DataKeys, TrainJob
 from trainer.config.schema import option_keys
-from trainer.data.batches import Batches, BatchPlan, EvaluationBatches, LoaderOptions, TrainLoader
+from trainer.data.batch_plan import BatchPlan
+from trainer.data.batches import Batches, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.corrections import Corrections
 from trainer.data.encode import Encoded, cache_root, encode
 from trainer.data.folds import Folds

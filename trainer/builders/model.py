@@ -21,7 +21,8 @@ from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.devices import SHAPES_REMEDY, VARYING_SHAPES, WITHOUT_GRAPHS
 from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
 from trainer.config.schema import option_keys
-from trainer.data.batches import Batches, BatchIndices
+from trainer.data.batch_plan import BatchIndices
+from trainer.data.batches import Batches
 from trainer.decode.kv_cache import has_cache
 from trainer.display import counted
 from trainer.durations import to_steps
