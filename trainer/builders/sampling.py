@@ -231,11 +231,7 @@ def _read_cells(encoded: Encoded, key: str, column: str) -> list[object]:
         raise ConfigError(format_error(key, problem, f"Leave out {SAMPLER_KEYS}", value=column))
     if column not in known:
         raise ConfigError(format_error(key, "no such column", did_you_mean(column, known), value=column))
-    rows = encoded.splits["train"].data.column("row").to_pylist()
-    needed = set(rows)
-    assert isinstance(source, HasColumns)
-    cells = {row: cell for row, (cell,) in source.read_columns("train", [column]) if row in needed}
-    return [cells[row] for row in rows]
+    return [cell for (cell,) in encoded.read_cells("train", [column])]
 
 
 def _describe(encoded: Encoded, position: int) -> str:

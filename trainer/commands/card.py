@@ -39,17 +39,10 @@ from trainer.export.readme import (
 from trainer.files.atomic_io import refuse_to_replace, write_text
 from trainer.layout import CARD, EVALUATIONS, EXPORT, PREDICT_FORMATS, PREDICT_SCRIPT, TASK, Document
 from trainer.predictions import predictions_file, read_about
+from trainer.report.answers import class_scores_of
 from trainer.report.metric_names import words
 from trainer.report.page import Section, Table, is_sealed, seal
-from trainer.report.statistics import (
-    NAME,
-    count_classes,
-    count_entities,
-    count_labels,
-    count_spans,
-    measure_baseline,
-    read_columns,
-)
+from trainer.report.statistics import NAME, measure_baseline, read_columns
 from trainer.shapes import LARGEST_DOCUMENT
 from trainer.validation_sets import describe_split
 
@@ -350,19 +343,14 @@ def _worst(split: str, file: Path, about: Document) -> str:
     kind = about["kind"]
     if kind not in ("class", "labels", "tags", "spans", "values"):
         return ""
-    targets, predictions = read_columns(file, "target", "prediction")
     if kind == "values":
+        targets, predictions = read_columns(file, "target", "prediction")
         errors = sorted(abs(a - b) for a, b in zip(targets, predictions, strict=True) if isinstance(a, float))
         if not errors:
             return ""
         bound = errors[math.ceil(0.95 * len(errors)) - 1]
         return f"On {_inline(split)}, 5% of the {len(errors)} predictions are wrong by more than {bound:.4g}.\n\n"
-    if kind == "tags":
-        counts = count_entities(targets, predictions)
-    elif kind == "spans":
-        counts = count_spans(targets, predictions)
-    else:
-        counts = (count_classes if kind == "class" else count_labels)(targets, predictions, about["classes"])
+    counts = class_scores_of(file, kind, about["classes"])
     precision, recall, f1 = counts.scores()
     present = [place for place in range(len(counts.names)) if counts.support[place]]
     worst = sorted(present, key=lambda place: (float(f1[place]), place))[:_MAX_CLASSES]

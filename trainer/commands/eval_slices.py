@@ -169,22 +169,15 @@ def _describe_part(
 
 def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[str, list[str]]:
     """Return the cell of each row of a split in each column."""
-    source = encoded.source
-    check_columns(source, split, columns)
-    assert isinstance(source, HasColumns)
-    ids = encoded.splits[split].data.column("row").to_pylist()
-    needed = set(ids)
-    cells = {
-        row: [_EMPTY if value is None or not (cell := _text(value)).strip() else cell for value in values]
-        for row, values in source.read_columns(split, columns)
-        if row in needed
-    }
-    return {column: [cells[row][place] for row in ids] for place, column in enumerate(columns)}
+    check_columns(encoded.source, split, columns)
+    rows = encoded.read_cells(split, columns)
+    return {column: [_text(row[place]) for row in rows] for place, column in enumerate(columns)}
 
 
 def _text(value: object) -> str:
     """Return a cell as a person writes it: the items of a list with commas between them."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if text.strip() else _EMPTY
 
 
 def _divide(cells: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,7 +19,7 @@ from trainer.commands.init_proposal import (
     one_line,
     split_settings,
 )
-from trainer.data.cells import is_number, parse_spans, shorten
+from trainer.data.cells import is_number, parse_spans, short_repr
 from trainer.data.profile import ColumnProfile, TableProfile, feature_warnings, leaking_columns, warnings_of
 from trainer.display import counted
 from trainer.errors import DataError, format_error
@@ -175,8 +175,8 @@ def _check_target(table: TableProfile, column: ColumnProfile) -> None:
         return
     first = next((value for value in column.counts if not is_number(value)), "")
     problems = {
-        "mixed": f"has texts such as {shorten(first)} among its numbers",
-        "date": f"has dates such as {shorten(first)}",
+        "mixed": f"has texts such as {short_repr(first)} among its numbers",
+        "date": f"has dates such as {short_repr(first)}",
         **dict.fromkeys(("image", "messages", "spans", "other"), "has neither classes nor numbers"),
     }
     problem = problems.get(column.kind, f"has {len(column.counts):,} different texts in {len(column.cells):,} rows")

@@ -17,7 +17,7 @@ from trainer.config.jobs import PredictJob, TrainJob
 from trainer.config.signatures import attribute
 from trainer.config.stored import blaming_config, exported_config, load_stored_config, with_overrides
 from trainer.config.trust import resolve_environment, trust_problems
-from trainer.data.cells import shorten, unescape_tab
+from trainer.data.cells import short_repr, unescape_tab
 from trainer.data.line_reader import first_line_of
 from trainer.display import counted, print_lines
 from trainer.documents import SHAPES, TRANSITION_SCORES, UNSEALED, is_sealed, read_document, read_export_manifest
@@ -386,7 +386,7 @@ def _conclude(counts: RowCounts, predictor: Predictor) -> None:
         print_lines(f"note: {texts} truncated to {length} tokens (task.max_length)")
     if counts.num_unknown:
         rows = counted(counts.num_unknown, "row", "has", of=counts.num_rows)
-        first = [f"{shorten(value)} in column {name!r} ({place})" for (name, value), place in counts.unknown.items()]
+        first = [f"{short_repr(value)} in column {name!r} ({place})" for (name, value), place in counts.unknown.items()]
         such_as = f", such as {', '.join(first)}" if first else ""
         print_lines(
             f"note: {rows} categories that the model does not know{such_as}: they were not among the most frequent "

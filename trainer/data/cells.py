@@ -135,12 +135,12 @@ def parse_number(value: object) -> float | None:
         try:
             number = float(value.replace("_", "?"))  # only Python reads 1_000 as a number
         except ValueError:
-            raise ValueError(f"expected a number, got {shorten(value)}") from None
+            raise ValueError(f"expected a number, got {short_repr(value)}") from None
     elif isinstance(value, int | float | Decimal):
         try:
             number = float(value)
         except OverflowError:
-            raise ValueError(f"expected a finite number, got {shorten(value)}") from None
+            raise ValueError(f"expected a finite number, got {short_repr(value)}") from None
     elif value is None:
         return None
     else:
@@ -148,7 +148,7 @@ def parse_number(value: object) -> float | None:
     if isnan(number):
         return None
     if not isfinite(number):
-        raise ValueError(f"expected a finite number, got {shorten(value)}")
+        raise ValueError(f"expected a finite number, got {short_repr(value)}")
     return number
 
 
@@ -168,7 +168,7 @@ def parse_boolean(value: object) -> bool | None:
     return {"true": True, "false": False}.get(value.strip().casefold()) if isinstance(value, str) else None
 
 
-def shorten(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return the `repr` of a value for a message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -264,7 +264,7 @@ def _parse_labels(value: object, separator: str) -> list[str]:
     has_only_zeros_and_ones = {str(part) for part in parts} <= _ZEROS_AND_ONES
     is_repeated = len(parts) > 1 and (isinstance(parts[0], float) or len(set(parts)) < len(parts))
     if has_only_zeros_and_ones and is_repeated:
-        raise ValueError(f"expected the names of the labels, got a vector of 0 and 1: {shorten(value)}")
+        raise ValueError(f"expected the names of the labels, got a vector of 0 and 1: {short_repr(value)}")
     labels = [_parse_label(part) for part in parts]
     return list(dict.fromkeys(label for label in labels if label is not None))
 
@@ -288,7 +288,7 @@ def _parse_words(value: object, separator: str) -> list[str] | None:
 def _parse_tags(value: object, separator: str) -> list[str] | None:
     tags = _parse_words(value, separator)
     if isinstance(value, str) and any(len(tag.split()) > 1 for tag in tags or ()):
-        raise ValueError(f"a tag contains white space, got {shorten(value)}; check data.list_separator")
+        raise ValueError(f"a tag contains white space, got {short_repr(value)}; check data.list_separator")
     return tags
 
 
@@ -306,7 +306,7 @@ def parse_spans(value: object) -> list[dict[str, Any]] | None:
         try:
             value = json.loads(value)
         except JSON_ERRORS:
-            raise ValueError(f"expected a JSON list of spans, got {shorten(value)}") from None
+            raise ValueError(f"expected a JSON list of spans, got {short_repr(value)}") from None
     if value is None:
         return None
     if isinstance(value, Mapping):  # as the datasets library stores a sequence of dicts
@@ -322,13 +322,13 @@ def _parse_span(value: object) -> dict[str, Any]:
     if isinstance(value, Mapping):
         parts = [next((value[key] for key in keys if key in value), None) for keys in _SPAN_KEYS]
     if parts is None or len(parts) != len(_SPAN_KEYS):
-        raise ValueError(f"expected a start, an end and a label, got {shorten(value)}")
+        raise ValueError(f"expected a start, an end and a label, got {short_repr(value)}")
     *places, label = parts
     if not all(isinstance(place, int) and not isinstance(place, bool) and place >= 0 for place in places):
-        raise ValueError(f"the start and the end must be whole numbers of at least 0, got {shorten(value)}")
+        raise ValueError(f"the start and the end must be whole numbers of at least 0, got {short_repr(value)}")
     name = _parse_label(label)
     if name is None or name.isspace():
-        raise ValueError(f"a span has no label, got {shorten(value)}")
+        raise ValueError(f"a span has no label, got {short_repr(value)}")
     return {"start": places[0], "end": places[1], "label": name}
 
 
@@ -381,7 +381,7 @@ class TimeParser:
             kind = "dates without a zone" if time.tzinfo is None else "dates with a zone"
         self.kind = self.kind or kind
         if kind != self.kind:
-            raise ValueError(f"the times before are {self.kind}, got {shorten(value)}")
+            raise ValueError(f"the times before are {self.kind}, got {short_repr(value)}")
         return time
 
 
@@ -395,7 +395,7 @@ def _parse_time(value: object) -> float | datetime:
             time = datetime.fromisoformat(str(value).strip())
             return time if time.tzinfo is None else time.astimezone(UTC)
         except (ValueError, OverflowError):
-            raise ValueError(f"expected a date in ISO 8601 or a number, got {shorten(value)}") from None
+            raise ValueError(f"expected a date in ISO 8601 or a number, got {short_repr(value)}") from None
     elif value is not None and not isinstance(value, str):
         raise ValueError(f"expected a date or a number, got {type(value).__name__}")
     raise ValueError("the row has no time")

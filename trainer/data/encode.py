@@ -28,7 +28,7 @@ from trainer.files.atomic_io import discard, replaced_folder
 from trainer.files.mapped import MappedRows, release_pages
 from trainer.files.untrusted import LIMITS
 from trainer.progress import phase
-from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, LocatesRows, Row, Source, StateDict, Task
+from trainer.protocols import BLOCK_OF, Columns, EncodedColumns, HasColumns, LocatesRows, Row, Source, StateDict, Task
 from trainer.shapes import check_shape
 from trainer.validation_sets import file_stem
 
@@ -87,6 +87,14 @@ class Encoded:
     def describe(self, split: str, position: int) -> str:
         """Return the origin of the row at a position of a split: `my.csv, row 18`."""
         return self.source.describe_row(split, self.splits[split].data.column("row")[position].as_py())
+
+    def read_cells(self, split: str, columns: Sequence[str]) -> list[Sequence[object]]:
+        """Return the cells of each row of a split in some columns, which the source must have."""
+        assert isinstance(self.source, HasColumns)
+        rows = self.splits[split].data.column("row").to_pylist()
+        needed = set(rows)
+        cells = {row: values for row, values in self.source.read_columns(split, columns) if row in needed}
+        return [cells[row] for row in rows]
 
     def samples(self, split: str) -> list[Row]:
         """Return the first raw rows of a split, at most 4."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
-from trainer.data.cells import is_number, shorten
+from trainer.data.cells import is_number, short_repr
 from trainer.display import counted
 
 _MIN_ROWS = 20
@@ -147,7 +147,7 @@ class FeatureColumn:
     def _describe_text(self) -> ColumnWarning | None:
         assert self._first_text is not None
         value, row = self._first_text
-        first = f"{shorten(value)} in {{place}}"
+        first = f"{short_repr(value)} in {{place}}"
         if self._num_numbers > self._num_rows / 2:
             problem = f"is read as text: {counted(self._num_numbers, 'cell', 'is', of=self._num_rows)} numbers, "
             return ColumnWarning(f"{problem}the first other cell is {first}. Correct such cells, or empty them", row)
@@ -196,7 +196,7 @@ class FeatureColumn:
                 return ColumnWarning(f"{problem}. Empty these cells if they are missing values", row)
         if self._first_code and self._num_coded >= self._num_numbers / 2:
             value, row = self._first_code
-            problem = f"contains numbers with leading zeros, such as {shorten(value)} in {{place}}"
+            problem = f"contains numbers with leading zeros, such as {short_repr(value)} in {{place}}"
             return ColumnWarning(f"{problem}: codes, which are read as amounts", row)
         return None
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.data.cells import shorten
+from trainer.data.cells import short_repr
 from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first_line_of, unreadable_error
 from trainer.data.swallowed_rows import SwallowedRows
 from trainer.display import counted
@@ -451,7 +451,7 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_r
 def _listed(names: Sequence[str]) -> str:
     """Return the first of these names for a message."""
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(map(shorten, names[:_MAX_LISTED])) + more
+    return ", ".join(map(short_repr, names[:_MAX_LISTED])) + more
 
 
 def missing_columns_error(place: str, item: Row, columns: Sequence[str], column_remedy: str) -> DataError | None:
