@@ -78,6 +78,11 @@ def counted(number: int, noun: str, verb: str = "", *, of: int | None = None) ->
     return f"{amount} {things} {form}".rstrip()
 
 
+def join_items(value: object) -> str:
+    """Return a value as a person writes it: the items of a list with commas between them; None is empty."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
 def shorten(text: str, length: int) -> str:
     """Return a text of at most `length` characters, with an ellipsis in place of the rest."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -14,8 +14,9 @@ from sklearn.metrics import f1_score, r2_score
 from tests.support.jobs import rows, train, working_in, write_roles
 from tests.support.processes import run_without_torch
 from trainer.cli import main
-from trainer.commands.eval_slices import MAX_SLICES, _divide, _text, check_columns
+from trainer.commands.eval_slices import MAX_SLICES, _divide, check_columns
 from trainer.data.digits import Digits
+from trainer.display import join_items
 from trainer.errors import ConfigError
 from trainer.predictions import read_predictions
 
@@ -120,7 +121,7 @@ def test_tables_have_one_order_of_metrics_and_no_long_names(folder: Path, capsys
 
 
 def test_a_list_is_shown_without_brackets() -> None:
-    assert [_text(value) for value in (["fruit", "tool"], "a", 2.5)] == ["fruit, tool", "a", "2.5"]
+    assert [join_items(value) for value in (["fruit", "tool"], "a", 2.5)] == ["fruit, tool", "a", "2.5"]
 
 
 def test_wrong_slices_are_reported_before_torch_is_loaded(folder: Path) -> None:

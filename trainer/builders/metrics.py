@@ -47,7 +47,7 @@ def build_metrics(job: TrainJob, task: Task) -> MetricCollection:
         path, name = f"metrics.{number}", metric_name(entry)
         try:
             if isinstance(entry, Mapping):
-                added[name] = _build_class(path, entry, task, kind)
+                added[name] = _build_class(path, entry, task)
             elif name not in own:
                 added[name] = _build_named(path, name, task, kind, own)
         except ConfigError as error:
@@ -126,7 +126,7 @@ def _build_named(path: str, name: str, task: Task, kind: str, own: Sequence[str]
     return build_named_metric(name, kind, outputs, _prepare(task, flat=False), decide)
 
 
-def _build_class(path: str, entry: Mapping[str, Any], task: Task, kind: str) -> Metric:
+def _build_class(path: str, entry: Mapping[str, Any], task: Task) -> Metric:
     """Make a metric of a class, which gets the number of classes or labels if it has a parameter for it."""
     from torchmetrics import Metric
 

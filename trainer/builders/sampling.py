@@ -18,6 +18,7 @@ from trainer.data.encode import Encoded
 from trainer.data.hub import Hub
 from trainer.data.order import GroupSampler
 from trainer.data.splits import file_part
+from trainer.display import join_items
 from trainer.errors import ConfigError, DataError, RowErrors, did_you_mean, format_error
 from trainer.files.mapped import as_array
 from trainer.layout import Document, expand_home
@@ -135,7 +136,7 @@ def _group_by_class(task: Task, encoded: Encoded) -> tuple[np.ndarray, list[str]
 def _group_by_column(encoded: Encoded, column: str) -> tuple[np.ndarray, list[str]]:
     """Return the group of each training sample, and the values of the groups."""
     cells = _read_cells(encoded, "loader.sampler_column", column)
-    texts = [None if cell is None or not (text := _as_text(cell)).strip() else text for cell in cells]
+    texts = [text if (text := join_items(cell)).strip() else None for cell in cells]
     if None in texts:
         place = f"{_describe(encoded, texts.index(None))}, column {column!r}"
         more = f" and {others} more" if (others := texts.count(None) - 1) else ""
@@ -143,10 +144,6 @@ def _group_by_column(encoded: Encoded, column: str) -> tuple[np.ndarray, list[st
         raise DataError(format_error(place, "has no value", remedy))
     names, codes = np.unique(np.array(texts), return_inverse=True)
     return codes.astype(np.int64), [str(name) for name in names]
-
-
-def _as_text(cell: object) -> str:
-    return ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
 
 
 def _read_weights(encoded: Encoded, column: str) -> np.ndarray:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from trainer.commands.run_folders import RunRecord
 from trainer.config.metrics import metric_name
-from trainer.display import counted
+from trainer.display import counted, join_items
 from trainer.errors import CheckpointError
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_predictions
@@ -232,9 +232,9 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
     name = next(iter(metrics))
     print_indented(console, "", f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}")
     if count := compared.get("corrected"):
-        noun = "row has another class" if count == 1 else "rows have another class"
-        note = f"{count} {noun} in one of the runs; both runs are scored with the corrected one, without the loss"
-        print_indented(console, "", f"{split}: {note}")
+        note = f"{counted(count, 'row', 'has')} another class in one of the runs"
+        scored = "both runs are scored with the corrected one, without the loss"
+        print_indented(console, "", f"{split}: {note}; {scored}")
     columns = ["", *names, "difference", "95% interval", f"{names[1]} is"]
     rows = [
         [key, item["left"], item["right"], signed(item["difference"]), signed_range(item["interval"]), item["verdict"]]
@@ -255,7 +255,9 @@ def _print_changed(console: Console, split: str, changed: Document, names: tuple
     sides = [f"{count} correct only in {name}" for count, name in zip(counts, names, strict=True)]
     text = f"{split}: {counted(sum(counts), 'row')} changed sides: {' and '.join(sides)}"
     if changed["first"]:
-        rows = [[place_of(row), *(_join(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]]
+        rows = [
+            [place_of(row), *(join_items(row[key]) for key in ("target", "left", "right"))] for row in changed["first"]
+        ]
         print_table(console, f"{text}; the first:", ["row", "target", *names], rows, names=[1, 2, 3])
     else:
         print_indented(console, "", text)
@@ -280,7 +282,3 @@ def signed_range(interval: list[float]) -> str:
 def place_of(row: Document) -> str:
     place = [str(value) for value in (row["file"], row["line"]) if value is not None]
     return ", ".join(place) or f"row {row['row']}"
-
-
-def _join(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)

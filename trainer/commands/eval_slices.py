@@ -11,7 +11,7 @@ from trainer.commands.run_folders import find_run_folder
 from trainer.config.jobs import DataKeys, EvalJob
 from trainer.config.schema import option_keys
 from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
-from trainer.display import counted, displayable, shorten_middle
+from trainer.display import counted, displayable, join_items, shorten_middle
 from trainer.documents import undefined_reason
 from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
@@ -171,13 +171,10 @@ def _read_cells(encoded: Encoded, split: str, columns: Sequence[str]) -> dict[st
     """Return the cell of each row of a split in each column."""
     check_columns(encoded.source, split, columns)
     rows = encoded.read_cells(split, columns)
-    return {column: [_text(row[place]) for row in rows] for place, column in enumerate(columns)}
-
-
-def _text(value: object) -> str:
-    """Return a cell as a person writes it: the items of a list with commas between them."""
-    text = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if text.strip() else _EMPTY
+    return {
+        column: [text if (text := join_items(row[place])).strip() else _EMPTY for row in rows]
+        for place, column in enumerate(columns)
+    }
 
 
 def _divide(cells: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer.commands.diff_rows import compare_rows, place_of, signed, signed_range
 from trainer.commands.report_sections import MAX_NAMED, NamedRun, column_names
-from trainer.display import counted
+from trainer.display import counted, join_items
 from trainer.layout import EVALUATIONS, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import class_scores_of, draw_confusion, number_rows, short_name
@@ -144,14 +144,11 @@ def _changed_table(best: NamedRun, comparisons: Sequence[Comparison]) -> Iterato
         return
     other = comparisons[0].run
     counts = changed["correct_only_right"], changed["correct_only_left"]
-    noun = "row" if sum(counts) == 1 else "rows"
-    title = (
-        f"{sum(counts)} {noun} changed sides: {counts[0]} right only in {best.name}, {counts[1]} only in {other.name}"
-    )
-    rows = [[place_of(row), *map(_shown, (row["target"], row["right"], row["left"]))] for row in changed["first"]]
+    sides = f"{counts[0]} right only in {best.name}, {counts[1]} only in {other.name}"
+    title = f"{counted(sum(counts), 'row')} changed sides: {sides}"
+    rows = [
+        [place_of(row), *(short_name(join_items(row[key])) for key in ("target", "right", "left"))]
+        for row in changed["first"]
+    ]
     more = f"; the first {len(rows)}" if len(rows) < sum(counts) else ""
     yield Table(f"{title}{more}", ["row", "target", *map(short_name, (best.name, other.name))], rows)
-
-
-def _shown(value: Any) -> object:
-    return short_name(", ".join(map(str, value)) if isinstance(value, list) else str(value))

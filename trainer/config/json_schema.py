@@ -318,7 +318,7 @@ def _group(group: str, groups: Groups) -> Node:
     conditions = []
     for option in options:
         target = groups.content(group, option).get("_target_")
-        node[_name(group, option)] = _option(job_type, group, option, groups, shared_keys)
+        node[_name(group, option)] = _option(group, option, groups, shared_keys)
         is_target = {"properties": {"_target_": {"const": target}}, "required": ["_target_"]}
         conditions.append({"if": is_target, "then": {"$ref": f"#/$defs/{_name(group, option)}"}})
     if group not in schema.required_groups(job_type):
@@ -335,7 +335,7 @@ def _choice(keys: Sequence[str], option: Node) -> Node:
     return {"properties": {"defaults": {"contains": {"anyOf": items}}}, "required": ["defaults"]}
 
 
-def _option(job_type: type, group: str, option: str, groups: Groups, shared_keys: Node) -> Node:
+def _option(group: str, option: str, groups: Groups, shared_keys: Node) -> Node:
     """Return the schema of the keys of an option, which apply unless the part has another `_target_`."""
     content = groups.content(group, option)
     target = str(content.get("_target_"))

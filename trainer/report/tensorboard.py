@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from trainer.display import displayable
+from trainer.display import displayable, join_items
 from trainer.documents import flatten
 from trainer.files.storage_errors import naming_errors
 from trainer.layout import Document
@@ -118,7 +118,7 @@ class TensorBoard:
 
 
 def _cell(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    text = join_items(value)
     text = displayable(text[:_MAX_TEXT] + ("..." if len(text) > _MAX_TEXT else ""), keep_lines=False)
     # TensorBoard renders Markdown.
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+-!|" else char for char in text)
