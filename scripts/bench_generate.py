@@ -25,7 +25,7 @@ from torch import Tensor
 from trainer.decode.generation import Prompt
 from trainer.decode.greedy import Greedy
 from trainer.decode.kv_cache import CachedSession, OpenSession, UncachedSession
-from trainer.decode.onnx_session import OnnxSession, load_graph
+from trainer.decode.onnx_session import OnnxSession, start_session
 from trainer.export.formats.onnx_cache import write_onnx_cache
 from trainer.export.model import ExportModel
 from trainer.layout import ONNX_CACHE
@@ -56,7 +56,7 @@ def make_sessions(length: int, vocab_size: int, folder: Path) -> dict[str, OpenS
     task.fit(Dataset.from_dict({"text": ["a few words"]}))
     with torch.no_grad():
         write_onnx_cache(folder / ONNX_CACHE, ExportModel(model, task))
-    graph = load_graph(folder / ONNX_CACHE)
+    graph = start_session(folder / ONNX_CACHE)
     return {
         "cached": lambda: CachedSession(model),
         "last": lambda: LastScoresSession(model),
