@@ -171,6 +171,10 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     [
         ("[" * 100_000, "is nested more than 50 levels deep"),
         ("".join(f"{' ' * depth}a:\n" for depth in range(200)), "is nested more than 50 levels deep"),
+        (
+            "a: &a0 []\n" + "".join(f"b{n}: &a{n + 1} [*a{n}]\n" for n in range(99)),
+            "is nested more than 50 levels deep",
+        ),
         ("a: &a [*a]", "has more than 100000 values"),
         (BOMB, "has more than 100000 values"),
         ("9" * 5000, "Exceeds the limit"),

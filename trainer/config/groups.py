@@ -178,29 +178,32 @@ def yaml_problem(text: str, max_depth: int = _MAX_DEPTH) -> str | None:
 
 
 def _event_problem(events: Iterable[yaml.Event], max_depth: int) -> str | None:
-    open_nodes: list[tuple[str | None, int]] = []
-    sizes: dict[str | None, int] = {}
+    open_nodes: list[tuple[str | None, int, int]] = []  # anchor, values and levels so far
+    extents: dict[str | None, tuple[int, int]] = {}
     for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, 1))
+            open_nodes.append((event.anchor, 1, 1))
             if len(open_nodes) > max_depth:
                 return f"is nested more than {max_depth} levels deep"
             continue
         if isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = open_nodes.pop()
+            anchor, size, height = open_nodes.pop()
         elif isinstance(event, yaml.AliasEvent):
             # A node that contains itself has no size yet.
-            anchor, size = None, sizes.get(event.anchor, _MAX_VALUES + 1)
+            anchor, (size, height) = None, extents.get(event.anchor, (_MAX_VALUES + 1, 1))
         elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
+            anchor, size, height = event.anchor, 1, 0
         else:
             continue
-        sizes[anchor] = size
+        extents[anchor] = size, height
         if open_nodes:
-            outer, before = open_nodes.pop()
-            open_nodes.append((outer, before + size))
+            outer, size_before, height_before = open_nodes.pop()
+            open_nodes.append((outer, size_before + size, max(height_before, height + 1)))
         if size > _MAX_VALUES:
             return f"has more than {_MAX_VALUES} values"
+        # The levels of an alias are those of its node, which may contain aliases.
+        if len(open_nodes) + height > max_depth:
+            return f"is nested more than {max_depth} levels deep"
     return None
 
 
