@@ -141,7 +141,8 @@ async function start() {
   const model = await (await fetch("model")).json();
   document.title = find("form").ariaLabel = model.name;
   document.querySelector("h1").textContent = model.name;
-  find("about").textContent = `${model.file}: ${model.rows} in, ${model.answers.replace("_", " ")} out.`;
+  const rows = model.rows === "spans" ? "texts" : model.rows; // spans are found in texts
+  find("about").textContent = `${model.file}: ${rows} in, ${model.answers.replace("_", " ")} out.`;
   const example = model.example?.rows[0];
   const inputs = model.columns.map((column) => {
     const input = makeField(column, model.rows);
