@@ -106,7 +106,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for command in STARTS:
             run_command(command)
         yield made
-    sys.path[:] = [entry for entry in sys.path if entry != str(made)]
 
 
 def ensure_runs(command: str, folder: Path) -> None:

@@ -111,6 +111,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, dict[str, object]]] = {
     "a.tsv": (table("text label", [list(row) for row in ROWS], "\t"), "text_classification", {"label": "label"}),
     "a.jsonl": (json_lines(*({"body": text, "stars": len(label) % 3} for text, label in ROWS)), "text_classification", {"text": "body", "label": "stars"}),
     "a.parquet": (parquet, "text_classification", {"label": "label"}),
+    "amounts.csv": (table("body kind bytes", [[text, label, n * 1_000_003] for n, (text, label) in enumerate(ROWS)]), "text_classification", {"text": "body", "label": "kind"}),
     "price.csv": (table("review price", [[text, len(text) * 1.37] for text in TEXTS]), "regression", {"columns": {"value": "price"}}),
     "genres.csv": (table("text genres", genres("|")), "multilabel_classification", {"columns": {"labels": "genres"}}),
     "commas.csv": (table("text genres", genres(", ")), "multilabel_classification", {"list_separator": ","}),
@@ -233,6 +234,17 @@ def test_columns_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str])
         assert summary in capsys.readouterr().out
     assert main(["init", "a.csv", "force=true", "target=kinds"]) == 6
     assert "target: is no column of a.csv, got 'kinds'. Its columns are title, body" in capsys.readouterr().err
+
+
+def test_other_columns_to_predict_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[list[object]] = [[text, label, n * 1_000_003] for n, (text, label) in enumerate(ROWS)]
+    table("body kind bytes", lines)(Path("a.csv"))
+    for options, shown in {(): True, ("target=kind",): False, ("target=bytes",): False}.items():
+        assert main(["init", "a.csv", "force=true", *options]) == 0
+        output = capsys.readouterr().out
+        assert ("to predict another column: target=bytes\n" in output) is shown, output
+    assert "from 0 to 119,000,357, 120 different" in output
+    assert "Predict the number bytes from body" in output
 
 
 ODD: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -448,7 +460,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for part in PARTS:
             assert main(["init", f"part={part}"]) == 0
         yield made
-    sys.path[:] = [entry for entry in sys.path if entry != str(made)]
 
 
 def test_tests_of_written_parts_pass(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,7 @@ def spans_of(text: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Change the working directory and the encoding cache during the block."""
+    """Change the working directory and the encoding cache during the block; modules of the folder end with it."""
     before, cache = Path.cwd(), os.environ.get("TRAINER_CACHE")
     os.chdir(folder)
     os.environ["TRAINER_CACHE"] = str(folder / "encoded-cache")
@@ -126,6 +127,10 @@ def working_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+        sys.path[:] = [entry for entry in sys.path if entry != str(folder)]
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").parent == folder:
+                del sys.modules[name]  # a test in another folder may write a module of the same name
         if cache is None:
             del os.environ["TRAINER_CACHE"]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from trainer.commands.init_files import TEXT_SUFFIXES, is_text_file, look_at_folder, look_at_text_file
 from trainer.commands.init_parts import write_part
-from trainer.commands.init_proposal import Look, Proposal
+from trainer.commands.init_proposal import Look
 from trainer.commands.init_tables import look_at_table
 from trainer.config.groups import groups_in, is_local, own_folder
 from trainer.config.jobs import InitJob
@@ -33,6 +34,9 @@ _KEYS = {"text": "text", "label": "target", "labels": "target", "value": "target
 
 _NAMELESS = "mine"
 """The name of an experiment for data whose own name has no characters that an experiment can be named by."""
+
+_MAX_OTHERS = 3
+"""Number of other columns to predict that are named."""
 
 SCHEMA = Path("conf", "schema.json")
 """The schema of the config, for editors."""
@@ -72,7 +76,7 @@ def run(job: InitJob, config: Document) -> None:
     lines = list(look.lines)
     if job.name is None and name == _NAMELESS:
         lines.append(f"note: {path.name} has no letter from a to z, so its job is named {name}: name=NAME names it.")
-    print_lines(*lines, *_describe_proposal(look.proposal, written, name), to=sys.stdout)
+    print_lines(*lines, *_describe_proposal(look, written, name), to=sys.stdout)
 
 
 def _write_part(group: str, job: InitJob) -> list[str]:
@@ -84,7 +88,8 @@ def _write_part(group: str, job: InitJob) -> list[str]:
         raise ConfigError(format_error("name", "is no name of a Python module", remedy, value=name))
     is_taken = name in sys.stdlib_module_names or (find_spec(name) is not None and not is_local(name))
     if is_taken or groups_in([own_folder()]).file(group, name):
-        raise ConfigError(format_error("name", "is taken by another module or option", f"Try my_{name}", value=name))
+        free = f"my_{name}" if not name.startswith("my_") else f"{name}_2"
+        raise ConfigError(format_error("name", "is taken by another module or option", f"Try {free}", value=name))
     return write_part(group, name, force=job.force)
 
 
@@ -165,9 +170,11 @@ def _ask(question: str, default: str) -> str:
         return default
 
 
-def _describe_proposal(proposal: Proposal, written: str, name: str) -> Sequence[str]:
+def _describe_proposal(look: Look, written: str, name: str) -> Sequence[str]:
+    others = [shlex.quote(f"target={column}") for column in look.other_targets[:_MAX_OTHERS]]
     return [
-        f"proposal: {proposal.summary} (task={proposal.task})",
+        f"proposal: {look.proposal.summary} (task={look.proposal.task})",
+        *([f"to predict another column: {' or '.join(others)}"] if others else []),
         written,
         "next:",
         f"  trainer plan experiment={name}",

@@ -38,12 +38,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Look:
-    """A description of the data, in lines to print, and the job that fits the data."""
+    """A description of the data, in lines to print, and the job that fits the data.
+
+    Attributes:
+        lines: The lines to print.
+        proposal: The job.
+        num_rows: The rows that were looked at, or the things that `noun` names.
+        noun: The plural of what is counted.
+        other_targets: The columns that the job does not read and another job could predict.
+    """
 
     lines: Sequence[str]
     proposal: Proposal
     num_rows: int
     noun: str = "rows"
+    other_targets: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def look_at_table(table: TableProfile, target: str | None, text: str | None) -> 
         problems = [] if column.name in used else feature_warnings(table, column.name)
         warnings += [f"{column.name} is left out: it {text}" for text in problems]
     notes = [f"note: {note.removesuffix('.')}." for note in (*table.notes, *warnings)]
-    return Look([*table.describe(), *notes], proposal, table.num_rows)
+    others = _other_targets(table, proposal) if target is None else []
+    return Look([*table.describe(), *notes], proposal, table.num_rows, other_targets=others)
 
 
 def _incomplete_notes(table: TableProfile, roles: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -111,7 +112,7 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
         return _propose_spans(table, texts[0], spans[0])
     if text is None and target is None and (proposal := _propose_pairs(table, texts)):
         return proposal
-    predicted = _find_target(table, target, [column.name for column in texts])
+    predicted = _find_target(table, target, texts)
     images = [column for column in table.of_kind("image") if column is not predicted]
     if images and predicted is not None and predicted.can_be_class:
         return _propose_images(table, images[0], predicted)
@@ -120,8 +121,7 @@ def propose_for_table(table: TableProfile, target: str | None = None, text: str 
             raise _no_target_error(table)
         return _propose_language_model(table, texts[0])
     features = [column for column in _features(table) if column is not predicted]
-    is_table = len(features) > 2 and (not texts or texts[0].mean_length < 8)
-    if texts and not (is_table and text is None):
+    if texts and not (_is_feature_table(len(features), texts) and text is None):
         return _propose_text(table, texts[0], predicted)
     if not features:
         raise _no_target_error(table)
@@ -152,8 +152,16 @@ def _rank(name: str, names: Sequence[str]) -> int:
     return min([*places, *last], default=len(names))
 
 
-def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) -> ColumnProfile | None:
-    """Return the column to predict: by its name, or the last class, list or number."""
+def _is_feature_table(num_features: int, texts: Sequence[ColumnProfile]) -> bool:
+    """Return whether numbers and classes say more about a row than its texts, the most probable text first."""
+    return num_features > 2 and (not texts or texts[0].mean_length < 8)
+
+
+def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[ColumnProfile]) -> ColumnProfile | None:
+    """Return the column to predict: by its name, or the last class, list or number.
+
+    Texts are more often sorted into classes than measured, so a class precedes an amount in another column.
+    """
     if chosen is not None:
         column = _column(table, "target", chosen)
         if column.kind in ("empty", "constant"):
@@ -163,15 +171,32 @@ def _find_target(table: TableProfile, chosen: str | None, texts: Sequence[str]) 
     named = [column for column in table.columns if _rank(column.name, _TARGET_NAMES) < len(_TARGET_NAMES)]
     if named and not texts[1:] and (single := [column for column in named if column.kind == "constant"]):
         raise _one_class_error(table, single[0])
-    candidates = [column for column in table.columns if column.can_be_class or column.kind in ("list", "number")]
+    candidates = [column for column in table.columns if _can_be_target(column)]
     order = {column.name: position for position, column in enumerate(candidates)}
-    best = sorted(candidates, key=lambda column: (_rank(column.name, _TARGET_NAMES), -order[column.name]))
-    return best[0] if best else None
+    reads_text = bool(texts) and not _is_feature_table(len(_features(table)) - 1, texts)
+
+    def preference(column: ColumnProfile) -> tuple[int, bool, int]:
+        is_amount = reads_text and column.kind == "number" and not column.can_be_class
+        return _rank(column.name, _TARGET_NAMES), is_amount, -order[column.name]
+
+    return min(candidates, key=preference, default=None)
+
+
+def _other_targets(table: TableProfile, proposal: Proposal) -> list[str]:
+    """Return the columns that a job does not read and another job could predict; none if it reads what tells them."""
+    if "features" in proposal.roles:
+        return []  # what such a job leaves out gives its target away, or numbers the rows
+    used = {name for names in proposal.roles.values() for name in names}
+    return [each.name for each in table.columns if _can_be_target(each) and each.name not in used]
+
+
+def _can_be_target(column: ColumnProfile) -> bool:
+    return column.can_be_class or column.kind in ("list", "number")
 
 
 def _check_target(table: TableProfile, column: ColumnProfile) -> None:
     """Raise one DataError if no task can predict a column that the user has chosen."""
-    if column.can_be_class or column.kind in ("list", "number") or all(map(is_number, column.counts)):
+    if _can_be_target(column) or all(map(is_number, column.counts)):
         return
     first = next((value for value in column.counts if not is_number(value)), "")
     problems = {
@@ -180,7 +205,7 @@ def _check_target(table: TableProfile, column: ColumnProfile) -> None:
         **dict.fromkeys(("image", "messages", "spans", "other"), "has neither classes nor numbers"),
     }
     problem = problems.get(column.kind, f"has {len(column.counts):,} different texts in {len(column.cells):,} rows")
-    others = [each.name for each in table.columns if each.can_be_class or each.kind in ("list", "number")]
+    others = [each.name for each in table.columns if _can_be_target(each)]
     choice = f", or choose another column: {', '.join(others)}" if others else ""
     remedy = f"Write classes that repeat, or numbers such as 1234.5 and nothing for a missing one{choice}"
     raise DataError(format_error("target", problem, remedy, value=column.name))

@@ -128,7 +128,9 @@ class ColumnProfile:
             return list_counts(self.counts)
         if self.kind == "number":
             numbers = [float(value) for value in self.counts]
-            return f"from {min(numbers):g} to {max(numbers):g}, {len(numbers):,} different"
+            ends = (min(numbers), max(numbers))
+            least, most = (f"{end:,.0f}" if 1e6 <= abs(end) < 1e15 else f"{end:g}" for end in ends)
+            return f"from {least} to {most}, {len(numbers):,} different"
         return f"{len(self.counts):,} different" if self.counts else ""
 
     @property
