@@ -29,7 +29,7 @@ from trainer.cli import main
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.bundle.predict import Row
 from trainer.serve.app import Service
-from trainer.serve.batcher import LARGEST_BATCH, Batcher, LoopBatcher, QueueFullError
+from trainer.serve.batcher import LARGEST_BATCH, Batcher, LoopBatcher, QueueFullError, Rows
 from trainer.serve.body import Decode, RequestError, decode_strictly, parse_body
 from trainer.serve.columns import Columns
 from trainer.serve.model import TOKENS_PER_CALL, ServedModel, count_characters, split_by_length
@@ -351,7 +351,8 @@ class Gate:
         self.open, self.started = threading.Event(), threading.Event()
         self.batches: list[list[Any]] = []
 
-    def answer(self, rows: list[Row], top: int) -> list[Row]:
+    def answer(self, items: Rows, top: int) -> list[Row]:
+        rows = items.rows() if isinstance(items, Columns) else items
         self.started.set()
         self.open.wait()
         self.batches.append([row["text"] for row in rows])
@@ -420,10 +421,11 @@ def test_event_loop_answers_requests_that_arrived_together_in_batches() -> None:
     assert batcher.num_batches == 6
 
 
-def test_a_request_that_nobody_waits_for_ends_with_its_batch() -> None:
+@pytest.mark.parametrize("rows", [texts(*"abcdefgh"), Columns({"text": [*"abcdefgh"]}, 8)])
+def test_a_request_that_nobody_waits_for_ends_with_its_batch(rows: Rows) -> None:
     gate = Gate()
     batcher = Batcher(gate.answer, 2, 100)
-    long = batcher.submit(texts(*"abcdefgh"), 1)
+    long = batcher.submit(rows, 1)
     gate.started.wait()
     next_one = batcher.submit(texts("i"), 1)
     assert not long.cancel(), "a thread is computing it"
@@ -431,6 +433,7 @@ def test_a_request_that_nobody_waits_for_ends_with_its_batch() -> None:
     assert next_one.result() == [{"text": "i", "top": 1}]
     batcher.close()
     assert gate.batches == [["a", "b"], ["i"]]
+    assert long.exception() is None
     assert batcher.num_waiting == 0
 
 

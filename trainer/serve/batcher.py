@@ -116,12 +116,12 @@ class Batches:
         return answers
 
     def _answer_columns(self, columns: Columns, request: _Request) -> list[Row]:
-        answers: list[Row] = []
+        answers: list[Row] = [{}] * len(columns)
         for start in range(0, len(columns), self._batch_size):
             if request.is_abandoned:
                 break
             end = min(start + self._batch_size, len(columns))
-            answers += self._answer(columns.between(start, end), request.top)
+            answers[start:end] = self._answer(columns.between(start, end), request.top)
             self.count += 1
         return answers
 
