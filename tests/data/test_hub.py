@@ -84,6 +84,10 @@ OUTSIDE = {
     "a URL": ("README.md", HEAD.format("'https://host/x.csv'")),
     "a URL in a chain": (".huggingface.yaml", "configs: [{data_files: 'zip://x.csv::https://host/y.zip'}]"),
     "a folder": ("README.md", "---\nconfigs: [{data_dir: /etc}]\n---\n"),
+    "a mark of the byte order": ("README.md", "\ufeff" + HEAD.format("/etc/*")),
+    "an empty line before the head": ("README.md", "\n" + HEAD.format("/etc/*")),
+    "a blank after the head": ("README.md", HEAD.format("/etc/*").replace("\n---\n", "\n--- \n")),
+    "a rare end of a line": ("README.md", HEAD.format("/etc/*").replace("configs", "#\u2028---\u2028\nconfigs")),
     "a saved file": ("train/state.json", json.dumps({"_data_files": [{"filename": "/x.arrow"}]})),
     "a saved split": ("dataset_dict.json", json.dumps({"splits": ["../train"]})),
 }
@@ -93,9 +97,45 @@ OUTSIDE = {
 def test_a_folder_names_no_data_outside_of_it(name: str) -> None:
     file, text = OUTSIDE[name]
     Path("data/train").mkdir(parents=True)
+    if file == "train/state.json":
+        Path("data/dataset_dict.json").write_text('{"splits": ["train"]}', encoding="utf-8")
     Path("data", file).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"^data/{re.escape(file)}: names data outside of its folder, got "):
         hub().load(["text"])
+
+
+NO_DOCUMENTS = {
+    "no YAML": ("README.md", "---\na: b: c\n---\n", "cannot be read (mapping values are not allowed here). Mend it"),
+    "no UTF-8": ("README.md", "\udcff", "cannot be read ('utf-8' codec can't decode byte 0xff"),
+    "aliases": (
+        "README.md",
+        f"---\na: &a [{'0,' * 999}]\nb: &b [{'*a,' * 999}]\nconfigs: [{{data_files: [{'*b,' * 999}]}}]\n---\n",
+        "cannot be read (has more than 1000000 values). Mend it",
+    ),
+    "no object": ("state.json", "[1]", "cannot be read (must be an object, got [1]). Mend it"),
+}
+
+
+@pytest.mark.parametrize("name", NO_DOCUMENTS)
+def test_a_document_that_cannot_be_checked_is_an_error(name: str) -> None:
+    file, text, problem = NO_DOCUMENTS[name]
+    Path("data").mkdir()
+    Path("data", file).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DataError, match=rf"^data/{re.escape(file)}: {re.escape(problem)}"):
+        hub().load(["text"])
+
+
+def test_documents_that_the_library_does_not_read_may_have_any_contents() -> None:
+    head = "---\nconfigs: [{config_name: default, data_files: '*.csv'}]\n---\n"
+    for folder in ("data", "saved"):
+        Path(folder, "more").mkdir(parents=True)
+    Path("data/README.md").write_text(head, encoding="utf-8")
+    Path("data/train.csv").write_text("text,label\n" + "".join(f"a{n},b\n" for n in range(60)), encoding="utf-8")
+    Path("data/more/state.json").write_text('{"state": "Ohio"}\n{"state": "Iowa"}\n', encoding="utf-8")
+    assert set(hub().load(["text"])) == {"train", "validation", "test"}
+    rows(range(60)).save_to_disk("saved")
+    Path("saved/README.md").write_text("---\nconfigs: [{data_dir: /etc}]\n---\n", encoding="utf-8")
+    assert set(hub(path="saved").load(["text"])) == {"train", "validation", "test"}
 
 
 def test_data_that_the_library_cannot_read_is_an_error_of_the_data() -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import yaml
 from annotated_types import MinLen
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
-from trainer.data.line_reader import first_line_of
+from trainer.data.hub_folder import is_saved, raise_if_outside
 from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import GROUPED_SPLIT_KEYS, GroupedShares, SplitLayout
@@ -35,7 +34,6 @@ from trainer.data.table import (
 from trainer.errors import DataError, did_you_mean, format_error, raise_if_any
 from trainer.hub import is_reachable
 from trainer.layout import expand_home
-from trainer.shapes import DocumentError, parse_json, read_bytes
 from trainer.validation_sets import by_split, file_stem, name_problems
 
 if TYPE_CHECKING:
@@ -247,7 +245,7 @@ class Hub:
             # The library would fall back to its cache only after many retries.
             config.HF_HUB_OFFLINE = True
         try:
-            if folder is not None and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            if folder is not None and is_saved(folder):
                 loaded = load_from_disk(str(folder))
             else:
                 loaded = load_dataset(
@@ -341,61 +339,6 @@ def _read_cells(rows: Dataset, columns: Sequence[str]) -> Iterator[list[Any]]:
                 names_of[column](value) if column in names_of else value
                 for column, value in zip(columns, values, strict=True)
             ]
-
-
-def raise_if_outside(folder: Path) -> None:
-    """Check that the documents of a folder in the formats of the datasets library name only files in it.
-
-    The library would open any file and any URL that they name, and the fingerprint of the folder would not cover it.
-
-    Raises:
-        DataError: A document names something else, or cannot be read.
-    """
-    places: dict[Path, Callable[[bytes], Iterator[str]]]
-    places = {folder / "README.md": _named_in_head, folder / ".huggingface.yaml": _named_in_yaml}
-    places |= {path: _named_by_save for name in ("state.json", "dataset_dict.json") for path in folder.rglob(name)}
-    for path, names_in in places.items():
-        try:
-            names = list(names_in(read_bytes(path))) if path.is_file() else []
-        except (DocumentError, OSError, yaml.YAMLError, RecursionError) as error:
-            raise DataError(format_error(str(path), f"cannot be read ({first_line_of(error)})")) from error
-        for name in names:
-            place = PurePosixPath(name)
-            if "://" in name or "::" in name or place.is_absolute() or ".." in place.parts or name.startswith("~"):
-                remedy = "Copy the files into the folder, and name them there"
-                raise DataError(format_error(str(path), "names data outside of its folder", remedy, value=name))
-
-
-def _named_in_head(page: bytes) -> Iterator[str]:
-    """Yield the files and folders that the head of a page about a data set names."""
-    lines = page.decode("utf-8", errors="replace").splitlines()
-    if lines[:1] == ["---"] and "---" in lines[1:]:
-        yield from _named_in_yaml("\n".join(lines[1 : lines.index("---", 1)]))
-
-
-def _named_in_yaml(text: str | bytes) -> Iterator[str]:
-    """Yield the files and folders that the configurations of a data set name."""
-    document = yaml.safe_load(text)
-    configs = document.get("configs") if isinstance(document, dict) else None
-    for config in configs if isinstance(configs, list) else []:
-        if isinstance(config, dict):
-            yield from _texts([config.get("data_files"), config.get("data_dir")])
-
-
-def _named_by_save(text: bytes) -> Iterator[str]:
-    """Yield the files and folders that a document of `save_to_disk` names."""
-    document = parse_json(text, {})
-    yield from _texts([document.get("splits"), document.get("_data_files")])
-
-
-def _texts(value: object, depth: int = 6) -> Iterator[str]:
-    """Yield the texts in a value of YAML or JSON; deeper than the library reads there are none."""
-    if isinstance(value, str):
-        yield value
-    elif depth:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        for each in inner:
-            yield from _texts(each, depth - 1)
 
 
 def class_label(feature: object) -> Any:
