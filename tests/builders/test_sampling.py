@@ -267,7 +267,12 @@ def test_splits_of_the_hub_are_mixed_as_files_are(saved: list[str]) -> None:
     [
         (["data.mix={one:1}"], "data.mix: has no share for a training split, got 'two'. Add it."),
         (
-            ["data.mix={one:1,two:1,three:1}"],
+            ["data.mix={one:1,two:1,tow:1}"],
+            "data.mix: names no split of data.splits.train, got 'tow'. Did you mean two. Leave it out, or add it to",
+        ),
+        (["data.mix={one:1}", "data.splits.train=[one]"], "data.mix: needs several splits in data.splits.train, got"),
+        (
+            ["data.mix={one:1,two:1,three:1,validation:1}", "data.folds=2"],
             "data.mix: names no split of data.splits.train with rows for training, got 'three'. Leave it out, or add",
         ),
         (["data.mix={one:1,two:1}", "data.splits.train=one"], "data.mix: needs several splits in data.splits.train,"),

@@ -212,11 +212,10 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
     if mix is not None and source.startswith(OWN) and part_attribute(config, "data", "row_noun") is None:
         problem = "needs a source whose training files you name"
         remedy = "Use data=files, data=lines or data=conll, or set data.mix=null"
-        if not part_attribute(config, "data", "mixes_splits"):
+        if part_attribute(config, "data", "mixes_splits"):
+            yield from _validate_mixed_splits(config, mix)
+        else:
             yield format_error("data.mix", problem, remedy)
-        elif isinstance(value_at(config, "data.splits.train"), str):
-            remedy = "Set data.splits.train=[<split>,<split>], or data.mix=null"
-            yield format_error("data.mix", "needs several splits in data.splits.train", remedy, value=mix)
     if weights is not None and sampler in ("shuffled", "balanced"):
         yield format_error("loader.weights", "has no effect here", "Set loader.sampler=weighted", value=weights)
     if weights is None and sampler == "weighted":
@@ -244,6 +243,20 @@ def _validate_sampler(config: Mapping[str, Any]) -> Iterator[str]:
         problem = "the rows of this task have no single class"
         remedy = "Set loader.sampler_column=<column>, or loader.sampler=weighted loader.weights=<column of numbers>"
         yield format_error("loader.sampler", problem, remedy, value=sampler)
+
+
+def _validate_mixed_splits(config: Mapping[str, Any], mix: object) -> Iterator[str]:
+    """Yield the problems of shares for the training splits of a data set."""
+    splits = value_at(config, "data.splits.train")
+    if not isinstance(splits, list) or len(splits) < 2:
+        remedy = "Set data.splits.train=[<split>,<split>], or data.mix=null"
+        yield format_error("data.mix", "needs several splits in data.splits.train", remedy, value=mix)
+    elif isinstance(mix, Mapping) and value_at(config, "data.folds") is None:  # folds train on validation rows, too
+        known = [str(name) for name in splits]
+        for name in (str(name) for name in mix):
+            if name not in known:
+                remedy = f"{did_you_mean(name, known)}. Leave it out, or add it to data.splits.train"
+                yield format_error("data.mix", "names no split of data.splits.train", remedy, value=name)
 
 
 def _validate_perturbation(config: Mapping[str, Any], groups: Groups) -> Iterator[str]:
