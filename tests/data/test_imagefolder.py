@@ -73,6 +73,15 @@ def test_validation_folders_have_names(training: str) -> None:
     assert len(folder(validation="root/web", split=SHARES | {"test": 0}).load(ROLES)["validation"]) == 2
 
 
+def test_validation_images_are_found_after_a_move() -> None:
+    write("root/a/1.png", "root/b/2.png", "first/a/3.png")
+    shares = SHARES | {"test": 0}
+    folder(validation="first", split=shares).load(ROLES)
+    Path("first").rename("second")
+    (image,) = folder(validation="second", split=shares).load(ROLES)["validation"]["image"]
+    assert image["path"] == str(Path("second/a/3.png").absolute())
+
+
 def test_validation_folders_that_cannot_be_used_are_reported() -> None:
     write("root/train/a/1.png", "root/val/a/2.png", "other/a/3.png")
     with pytest.raises(DataError, match=r"root/val: is validation data that data\.validation does not name\. Add it"):

@@ -99,7 +99,8 @@ class ImageFolder:
             DataError: There are no images, a file cannot be read, or a split has no rows.
         """
         names = [role for role in ("image", "label") if role in roles]
-        key = cache_key(self.fingerprint, names, str(self._root.absolute()))
+        places = [str(path.absolute()) for path in (self._root, *self._validation.values())]
+        key = cache_key(self.fingerprint, names, *places)
         write = partial(self._write, names=names)
         return cached_splits(self._cache_dir, "trainer_imagefolder", key, write, self._layout, self.describe_row)
 
@@ -163,15 +164,16 @@ class ImageFolder:
                 problem = f"has no folder with images: {folder}/<class>/<file>"
                 remedy = f"Images end in {', '.join(IMAGE_SUFFIXES)}"
                 raise DataError(format_error(str(folder), problem, remedy))
+            key = f"data.{file_stem(split) if split in self._validation else 'root'}"
             used = {label for _, label in images[split]}
             if empty := [str(label) for label in labels if label.name not in used]:
-                message = "data.root: %s no images and so no class; remove the folder or add images: %s"
+                message = "%s: %s no images and so no class; remove the folder or add images: %s"
                 folders = counted(len(empty), "folder", "has")
-                _LOG.warning(message, folders, ", ".join(empty[:_MAX_LISTED]))
+                _LOG.warning(message, key, folders, ", ".join(empty[:_MAX_LISTED]))
             skipped = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
             if skipped := skipped + [path for path, _ in files if not _is_image(path)]:
-                message = "data.root: skipped %s outside of class folders or without an image suffix; the first is %s"
-                _LOG.warning(message, counted(len(skipped), "file"), skipped[0])
+                message = "%s: skipped %s outside of class folders or without an image suffix; the first is %s"
+                _LOG.warning(message, key, counted(len(skipped), "file"), skipped[0])
         return images
 
     @cached_property

@@ -80,9 +80,16 @@ def count_gpus() -> int:
     return max(1, len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
 
 
+_GPUS: Final = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""What the drivers of GPUs make: NVIDIA's, that of its small boards, Windows', AMD's."""
+
+
 def require_cuda_driver(device: object) -> None:
-    """Raise ConfigError if a device is a GPU and this machine has no driver of one: known before torch is loaded."""
-    if not str(device).startswith("cuda") or sys.platform != "linux" or os.path.exists("/dev/kfd"):  # a GPU of AMD
+    """Raise ConfigError if a device is a GPU and this machine has no driver of one: known before torch is loaded.
+
+    torch may find the library of a driver in a folder of its own, so a machine with a GPU in `/dev` is left to it.
+    """
+    if not str(device).startswith("cuda") or sys.platform != "linux" or any(map(os.path.exists, _GPUS)):
         return
     import ctypes  # here, because every command starts with this module
 
