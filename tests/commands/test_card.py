@@ -327,9 +327,13 @@ def test_push_sends_the_card_and_the_proved_files(
     run = tmp_path / "run"
     shutil.copytree(RUN, run)
     (run / "README.md").unlink(missing_ok=True)
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    loss = "trainer.loss.cross_entropy.CrossEntropy"
+    assert loss in config
+    (run / "config.yaml").write_text(config.replace(loss, "my_loss.CrossEntropy"), encoding="utf-8")
     assert main(["push", str(run), "to=owner/name"]) == 3
-    assert f"Write it: trainer card run={run}" in capsys.readouterr().err
-    assert main(["card", str(run)]) == 0
+    assert capsys.readouterr().err.endswith(f"Write it: trainer card run={run}.\n"), "no code of the run needs trust"
+    assert main(["card", f"run={run}"]) == 0
     (run / "export/notes.txt").write_text("private")
 
     assert main(["push", str(run), "to=owner/name", "dry_run=true"]) == 0

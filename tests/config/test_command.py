@@ -357,6 +357,8 @@ class TestStoredRuns:
             with pytest.raises(CheckpointError, match=r"^loss\._target_: .* trust=\[json\]\.$"):
                 check_command(argv[0], argv[1:])
             check_command(argv[0], [*argv[1:], "trust=[json]"])
+        for verb in ("report", "card", "push"):  # which read a run, but run no code of it
+            check_command(verb, [f"run={run}"])
 
     def test_missing_run(self) -> None:
         for verb, key in (("train", "resume"), ("eval", "run"), ("export", "run")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from trainer.commands.card import FILL_IN
@@ -46,10 +47,11 @@ def run(job: PushJob, config: Document) -> None:
 def _files_to_send(folder: Path) -> dict[str, Path]:
     """Return the card and all files of the artifacts, by their names in the repository."""
     artifacts = find_artifacts(folder)
-    card, argument = folder / CARD, run_argument("run", folder)
+    card = folder / CARD
     if not card.is_file():
-        raise CheckpointError(format_error(str(card), "is missing", f"Write it: trainer card {argument}"))
-    remedy = f"Export again: trainer export {argument} force=true"
+        remedy = f"Write it: trainer card {quote(f'run={folder}')}"
+        raise CheckpointError(format_error(str(card), "is missing", remedy))
+    remedy = f"Export again: trainer export {run_argument('run', folder)} force=true"
     messages = [
         format_error(str(artifacts / name), fault, remedy) for name, fault in verify(artifacts).items() if fault
     ]

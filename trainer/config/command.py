@@ -352,8 +352,10 @@ def _check_run(line: CommandLine) -> None:
         stored = load_stored_config(run, key="run") if exported is None else exported
         packages = [str(package) for package in trust] if isinstance(trust, list) else []
         pairs = line.overrides.stored_pairs()
-        # No observer is made to use a run that is trained.
-        if problems := trust_problems(stored | {"observers": []}, packages, [path for path, _ in pairs]):
+        # Verbs without `trust` only read a run. No observer is made to use a run that is trained.
+        if "trust" in schema.keys(line.job_type) and (
+            problems := trust_problems(stored | {"observers": []}, packages, [path for path, _ in pairs])
+        ):
             raise CheckpointError(*problems)
         with_overrides(stored, pairs)
         raise_if_any(*validate_metrics(stored | {"metrics": values.get("metrics")}))
