@@ -22,7 +22,7 @@ import trainer
 import trainer.task
 from tests.export.conftest import Published
 from tests.support.documents import export_manifest
-from tests.support.export_models import SAMPLES, ToyModel, ToyTask, publish_toy, toy_export_model
+from tests.support.export_models import LABELS, SAMPLES, ToyModel, ToyTask, publish_toy, toy_export_model
 from trainer.errors import ProofError
 from trainer.export.bundle_files import BUNDLE_FILES, write_bundle_files, write_golden
 from trainer.export.folder import describe, verify, write_manifest
@@ -117,6 +117,21 @@ def write_bundle(published: Published, stage: Path, task: ToyTask) -> tuple[set[
     with torch.no_grad():
         failure = write_bundle_files(stage, ExportModel(ToyModel(), task, samples=SAMPLES), 0, content)
     return {path.name for path in stage.iterdir()} - {"model.onnx", "model.torchscript.pt"}, failure
+
+
+class Numbering(ToyTask):
+    """Writes the labels in its own way."""
+
+    def artifact_files(self) -> dict[str, str]:
+        return super().artifact_files() | {"labels.json": json.dumps(dict(enumerate(LABELS)))}
+
+
+def test_a_document_of_another_shape_is_not_described(published: Published, tmp_path: Path) -> None:
+    stage = tmp_path / "stage"
+    names, failure = write_bundle(published, stage, Numbering())
+    assert failure is not None
+    assert "predict.py" not in names
+    assert "## Labels" not in (stage / "README.md").read_text("utf-8")
 
 
 def test_without_golden_rows_no_sample_is_published(published: Published, tmp_path: Path) -> None:
@@ -227,7 +242,7 @@ def test_readme_describes_inputs_outputs_and_files(published: Published) -> None
             "table.json",
             {
                 "columns": [
-                    {"name": "a", "kind": "number", "missing": False},
+                    {"name": "a", "kind": "number", "missing": False, "mean": 0.5},
                     {"name": "b", "kind": "category", "missing": True, "categories": ["x", "y"]},
                 ]
             },

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from trainer.display import displayable, escape_controls, shorten_middle
 from trainer.documents import SHAPES, read_document
+from trainer.errors import CheckpointError
 from trainer.layout import (
     EXPORT_MANIFEST,
     GOLDEN_ARRAYS,
@@ -201,13 +202,21 @@ def _describe_rule(folder: Path) -> Iterator[str]:
 
 
 def _read(folder: Path, name: str) -> Any:
-    """Return a document of the folder; None if it does not exist.
+    """Return a document of the folder; None if it does not exist, or if a task of the user's own writes another one.
 
     Raises:
         CheckpointError: It is damaged.
     """
     file = folder / name
-    return read_document(file, _SHAPES[name], "Export it again: trainer export") if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return read_document(file, _SHAPES[name], "Export it again: trainer export")
+    except CheckpointError:
+        # Only the documents that `predict.py` reads have known shapes.
+        if name in (TASK, GOLDEN_ROWS) or PREDICT_SCRIPT in (_read(folder, TASK) or {}):
+            raise
+        return None
 
 
 def script_packages(manifest: Document) -> str:
