@@ -41,7 +41,7 @@ def test_three_typos_are_reported_together() -> None:
         (["train.bach_size=1"], "train.bach_size: unknown key, got 1. Did you mean train.batch_size?"),
         (["+train.foo=1"], "train.foo: unknown key, got 1. Known: train.duration, train.batch_size, "),
         (["lr=1"], "lr: unknown key, got 1. Set optimizer.lr=1."),
-        (["train.lr=1"], "train.lr: unknown key, got 1. Did you mean optimizer.lr?"),
+        (["train.lr=1"], "train.lr: unknown key, got 1. Set optimizer.lr=1."),
         (["seed.x=1"], "seed.x: seed is a value and has no keys, got 1."),
         (["train={batch_siz: 4}"], "train.batch_siz: unknown key, got 4. Did you mean train.batch_size?"),
         (["loss=focal", "+loss.gama=2"], "loss.gama: unknown key, got 2. Did you mean loss.gamma?"),
