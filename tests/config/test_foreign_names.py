@@ -96,7 +96,11 @@ def remedy(*argv: str, verb: str = "train") -> str:
         (["loss=sparse_categorical_crossentropy"], "Did you mean loss=cross_entropy?"),
         (["loss=CrossEntropyLoss"], "Did you mean loss=cross_entropy?"),
         (["monitor=val_loss"], "Set checkpoint.monitor=loss."),
-        (["scoring=roc_auc"], "Set checkpoint.monitor=roc_auc."),
+        (["scoring=roc_auc"], "Set checkpoint.monitor, such as checkpoint.monitor=loss."),
+        (["monitor=val_rmse"], "Set checkpoint.monitor=rmse."),
+        (["scoring=neg_mean_squared_error"], "Set checkpoint.monitor, such as checkpoint.monitor=loss."),
+        (["dataset=./my.csv"], "Set data.path, such as data=hub data.path=stanfordnlp/imdb. For a file of your own: "),
+        (["dataset=data/my.csv"], "Set data.path, such as data=hub data.path=stanfordnlp/imdb. For a file of your "),
         (["--metric_for_best_model", "f1"], "Set checkpoint.monitor=macro_f1."),
         (["--push_to_hub"], "Leave it out: training sends nothing to the hub; afterwards"),
         (["model_type=llm"], "Set model, such as model=text_encoder."),
@@ -152,6 +156,10 @@ CONTEXT = {
     "task=span_classification": "data=stdlib_spans",
     "loader.sampler=weighted": "loader.weights=weight",
     "loader.sampler=balanced": "task=text_classification",
+    "checkpoint.monitor=micro_f1": "task=multilabel_classification loss=binary_cross_entropy",
+    **dict.fromkeys(
+        ("checkpoint.monitor=mae", "checkpoint.monitor=rmse", "checkpoint.monitor=r2"), "task=regression loss=mse"
+    ),
     "loss=mse": "task=regression",
     "loss=mae": "task=regression",
     "loss=huber": "task=regression",

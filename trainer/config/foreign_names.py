@@ -39,14 +39,12 @@ class ForeignName:
     note: str = ""
     is_share: bool = False
     """The value is a share of 1, which is written in percent here."""
-    is_open: bool = False
-    """Other values than those of `values` mean the same here."""
 
     def translate(self, value: str | None) -> str | None:
         """Return the overrides that do the same as this name with a value; None if they depend on more."""
         if value is None or value in self.values:
             return None if value is None else self.values[value]
-        if (self.values and not self.is_open) or not self.override or not fullmatch(self.pattern, value):
+        if self.values or not self.override or not fullmatch(self.pattern, value):
             return None
         return self.override.format(f"{(Decimal(value) * 100).normalize():f}%" if self.is_share else value)
 
@@ -132,6 +130,12 @@ _INTERVALS = "A number is optimizer steps, 1ep is an epoch"
 _TIME = r"\d+(\.\d+)?[smhd]"
 _BATCH = "It counts the samples of one optimizer step, over all devices and micro-batches"
 _EVALUATIONS = "It is a duration, not a number of evaluations"
+
+_METRICS: Mapping[str, str] = {
+    **{name: name for name in ("loss", "accuracy", "macro_f1", "micro_f1", "mae", "rmse", "r2")},
+    **{"acc": "accuracy", "f1": "macro_f1", "f1_macro": "macro_f1", "f1_micro": "micro_f1"},
+}
+"""Metrics of the tasks, by their names elsewhere."""
 
 FOREIGN_NAMES: Sequence[ForeignName] = (
     # The length of the run and its batches
@@ -375,13 +379,10 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "checkpoint.monitor={}",
         "loss",
         values={
-            **dict.fromkeys(("val_loss", "eval_loss", "valid_loss", "validation_loss"), "checkpoint.monitor=loss"),
-            **dict.fromkeys(
-                ("acc", "val_acc", "val_accuracy", "eval_accuracy", "valid_acc"), "checkpoint.monitor=accuracy"
-            ),
-            **dict.fromkeys(("f1", "eval_f1", "val_f1", "f1_macro"), "checkpoint.monitor=macro_f1"),
+            f"{prefix}{name}": f"checkpoint.monitor={metric}"
+            for prefix in ("", "val_", "eval_", "valid_", "validation_")
+            for name, metric in _METRICS.items()
         },
-        is_open=True,
     ),
     _nothing(
         "load_best_model_at_end restore_best_weights save_best_only enable_checkpointing",
@@ -588,7 +589,7 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "dataset dataset_name hub_dataset",
         "data=hub data.path={}",
         "stanfordnlp/imdb",
-        r"[\w.-]+/[\w.-]+|(?!(true|false)$)[\w-]+",
+        r"(?!\.|.*\.(csv|tsv|jsonl?|parquet|arrow|txt)$)[\w.-]+/[\w.-]+|(?!(true|false)$)[\w-]+",
         note="For a file of your own: trainer init my.csv",
     ),
     _nothing(
