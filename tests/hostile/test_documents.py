@@ -288,6 +288,14 @@ def test_graphs_of_a_stranger(name: str, run: Path, tmp_path: Path, capfd: pytes
     assert len(error.splitlines()) <= 2
 
 
+def test_a_row_whose_output_is_nan_has_no_class(run: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(run / "export", tmp_path / "alone")
+    (alone / "model.onnx").write_bytes(GRAPHS["NaN"][0])
+    seal_again(alone / "manifest.json")
+    answers = ServedModel(alone).answer([{"text": "hammer and saw"}, {"text": ""}], 1)
+    assert answers == [{"error": "the output of the model is NaN"}, {"error": "is empty"}]
+
+
 @pytest.mark.parametrize("longest", [-1, 0, None, 2**40])
 def test_a_server_refuses_a_length_that_no_text_has(longest: int | None, run: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(run / "export", tmp_path / "alone")

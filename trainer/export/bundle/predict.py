@@ -219,6 +219,9 @@ class Predictor:
         """Return the answers for the rows of a batch, given the model's output."""
         try:
             answers: list[Row] = self.answerer.answer(output, rows, inputs, top)
+            # Half precision may overflow; the answer to such a row would be any class and no probability.
+            for place in np.flatnonzero(np.isnan(output).any(axis=1)) if output.ndim == 2 else ():
+                answers[place] = {"error": "the output of the model is NaN"}
         except Exception as error:
             self._refuse_all(error)
         return answers
