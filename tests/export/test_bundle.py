@@ -29,6 +29,7 @@ from tests.support.export_models import ToyModel, ToyTask
 from tests.support.jobs import TINY, working_in, write_roles
 from tests.support.sources import write_idx
 from trainer.cli import main
+from trainer.export.bundle_files import script_usage
 from trainer.export.folder import describe
 from trainer.serve.app import Service
 from trainer.serve.batcher import Batcher, LoopBatcher
@@ -174,6 +175,23 @@ def test_columns_of_files_have_the_names_of_training(copy: Path, tmp_path: Path)
     result = run_script(copy, str(tmp_path / "rows.jsonl"))
     assert "rows.jsonl, line 1: has no column 'content'. It has 'text', 'Content'" in result.stdout
     assert (result.returncode, result.stderr) == (6, "1 of 1 row could not be used.\n")
+
+
+@pytest.mark.parametrize(
+    ("column", "named"), [("text", "the column `text`"), ("What it is", "the column 'What it is'")]
+)
+def test_help_names_the_columns_of_training(column: str, named: str, copy: Path) -> None:
+    config = {"data": {"columns": {"text": column}}}
+    edit_manifest(copy, lambda document: document["provenance"].update(config=config))
+    assert f"a text per line, or {named}\n" in run_script(copy, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("column", "named"), [("What it is", "the column 'What it is'\n"), (["a", "b"], "the column 'a' and 'b'\n")]
+)
+def test_readme_names_the_columns_of_training(column: object, named: str) -> None:
+    manifest: dict[str, Any] = {"reads": ["text"], "provenance": {"config": {"data": {"columns": {"text": column}}}}}
+    assert f"a text per line, or {named}" in script_usage(("texts", "classes"), manifest)
 
 
 @pytest.mark.parametrize(

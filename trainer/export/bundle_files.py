@@ -94,7 +94,7 @@ def write_bundle_files(stage: Path, model: ExportModel, golden: int, manifest: D
         files.append(Path(shutil.copyfile(_SCRIPTS / _GENERATE, stage / _GENERATE)))
         if not scripts:
             files.append(Path(shutil.copyfile(shapes.__file__, stage / _SHAPES)))
-    files.append(write_readme(stage, manifest, script_usage(script) if script and scripts else None))
+    files.append(write_readme(stage, manifest, script_usage(script, manifest) if script and scripts else None))
     write_manifest(stage / EXPORT_MANIFEST, {**manifest, "files": [describe(path, stage) for path in files]})
     return failure
 
@@ -147,11 +147,11 @@ def prove_scripts(folder: Path) -> None:
         raise ProofError(format_error(PREDICT_SCRIPT, f"does not answer as the task does: {reason}", remedy))
 
 
-def script_usage(script: tuple[str, str]) -> str:
+def script_usage(script: tuple[str, str], manifest: Document) -> str:
     """Return the description in `predict.py --help`: what the script reads and prints."""
     rows, answers = script
     reader = runpy.run_path(str(_SCRIPTS / predict_script.READERS[rows]))["READERS"][rows]
-    return predict_script.describe(reader, ANSWERS[answers])
+    return predict_script.describe(reader, ANSWERS[answers], predict_script.columns_by_role(manifest))
 
 
 def write_golden(stage: Path, task: Task, rows: Sequence[Row], forward: Forward) -> list[Path]:

@@ -265,13 +265,23 @@ class Predictor:
         manifest = self.folder.manifest
         if manifest["reads"] == ["features"]:
             return {column["name"]: column["name"] for column in self.folder.read_json("table.json")["columns"]}
-        own = manifest["provenance"].get("config", {"data": {"columns": {}}})["data"]["columns"]
-        return {role: own.get(role, role) for role in manifest["reads"]}
+        return columns_by_role(manifest)
 
 
-def describe(*parts: type) -> str:
-    """Return the docstrings of classes: what is read, and what is printed."""
-    return "\n\n".join(inspect.cleandoc(part.__doc__ or "") for part in parts)
+def columns_by_role(manifest: Row) -> Row:
+    """Return the column of a file, or the list of its columns, for each role that the model reads."""
+    own = manifest["provenance"].get("config", {"data": {"columns": {}}})["data"]["columns"]
+    return {role: own.get(role, role) for role in manifest["reads"]}
+
+
+def describe(reader: type, answerer: type, columns: Row) -> str:
+    """Return the docstrings of two classes, what is read and what is printed, with the names of the columns."""
+    read, printed = (inspect.cleandoc(part.__doc__ or "") for part in (reader, answerer))
+    for role, column in columns.items():
+        if column != role:  # the docstring has the role
+            names = [column] if isinstance(column, str) else column
+            read = read.replace(f"`{role}`", " and ".join(map(repr, names)))
+    return f"{read}\n\n{printed}"
 
 
 def find_models(folder: Folder) -> Row:
@@ -291,7 +301,8 @@ def allowed_difference(folder: Folder, model: Row) -> float:
 def main() -> int:
     folder = Folder()
     models = find_models(folder)
-    description = describe(*map(type, folder.make_task()))
+    reader, answerer = folder.make_task()
+    description = describe(type(reader), type(answerer), columns_by_role(folder.manifest))
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=description)
     parser.add_argument("rows", nargs="*", default=["-"], help="default: standard input")
     parser.add_argument("--model", choices=models, default=next(iter(models)), help="default: %(default)s")
