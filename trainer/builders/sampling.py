@@ -181,14 +181,15 @@ def _group_by_file(job: TrainJob, encoded: Encoded, mix: Mapping[str, float]) ->
     source, rows = encoded.source, as_array(encoded.splits["train"].data.column("row").combine_chunks())
     assert isinstance(source, LocatesRows), "the config has been checked"
     part = locate("data", job.data)
-    noun = "split" if part is Hub else "file"
+    is_hub = isinstance(part, type) and issubclass(part, Hub)
+    noun = "split" if is_hub else "file"
     # Our sources write the file into the row's number, so only one row of each file is looked up.
-    places = file_part(rows) if isinstance(part, type) and issubclass(part, FileSource | Hub) else rows
+    places = file_part(rows) if is_hub or (isinstance(part, type) and issubclass(part, FileSource)) else rows
     _, first, place_codes = np.unique(places, return_index=True, return_inverse=True)
     files = [source.locate_row("train", row)[0] or "" for row in rows[first].tolist()]
     names = list(mix)
     # The split of a data set is a name, whatever files there are.
-    named = {name: {Path(name).resolve()} if part is Hub else _matching(name) for name in names}
+    named = {name: {Path(name).resolve()} if is_hub else _matching(name) for name in names}
     codes: dict[str, int] = {}
     problems = []
     for file in dict.fromkeys(files):
@@ -201,7 +202,7 @@ def _group_by_file(job: TrainJob, encoded: Encoded, mix: Mapping[str, float]) ->
             problems.append(format_error("data.mix", problem, "Keep one", value=file))
     for number, name in enumerate(names):
         if number not in codes.values():
-            key = "data.splits.train" if part is Hub else "data.train"
+            key = "data.splits.train" if is_hub else "data.train"
             problem, remedy = f"names no {noun} of {key} with rows for training", f"Leave it out, or add it to {key}"
             problems.append(format_error("data.mix", problem, remedy, value=name))
     if problems:

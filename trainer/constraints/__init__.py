@@ -56,8 +56,9 @@ PositiveToOne: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
 AtLeastOne: TypeAlias = Annotated[float, Ge(1)]
 """[1, inf)"""
 Count: TypeAlias = Annotated[int, Ge(1)]
-Port: TypeAlias = Annotated[int, Interval(ge=0, le=65535)]
 """1, 2, 3, ..."""
+Port: TypeAlias = Annotated[int, Interval(ge=0, le=65535)]
+"""A port of TCP; 0 takes a free one."""
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 """0, 1, 2, ..."""
 Seed: TypeAlias = Annotated[int, Interval(ge=0, lt=2**64)]
