@@ -81,16 +81,21 @@ def test_a_torch_that_is_broken_is_named_and_the_other_checks_go_on(
 
 
 @pytest.mark.slow
-def test_a_signal_leaves_no_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("argument", ["run.dir=whole", "resume="])
+def test_a_signal_leaves_no_training(argument: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", "doctor"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not list(tmp_path.glob(".trainer-doctor-*/*/config.yaml")):
+    trainings: list[Path] = []
+    while process.poll() is None and not trainings:
         time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        trainings = [Path("/proc", each) for each in children if argument in Path("/proc", each, "cmdline").read_text()]
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (75, "stopped by SIGTERM\n")
     assert not list(tmp_path.glob(".trainer-doctor-*"))
+    assert [each for each in trainings if not each.exists()] == trainings != []
 
 
 def test_packages_out_of_range_and_missing_extras_have_a_line_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:

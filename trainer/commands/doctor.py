@@ -227,24 +227,26 @@ def _check_training() -> Check:
     with StopSignals(), tempfile.TemporaryDirectory(dir=parent, prefix=".trainer-doctor-") as name:
         folder = Path(name).absolute()
         _write_rows(folder / "rows.csv")
-        killed = _start_training(folder, "killed")
-        whole = _start_training(folder, "whole")
+        processes: list[subprocess.Popen[str]] = []
         try:
+            processes += [killed := _start_training(folder, "killed")]
+            processes += [whole := _start_training(folder, "whole")]
             was_killed = _kill_at_checkpoint(killed, folder / "killed" / CHECKPOINTS)
             problem = _wait(whole) or ("" if was_killed else _wait(killed))
             if not problem:
-                problem = _wait(_start_training(folder, "killed", f"resume={folder / 'killed'}"))
+                processes += [resumed := _start_training(folder, "killed", f"resume={folder / 'killed'}")]
+                problem = _wait(resumed)
         finally:
-            for process in (killed, whole):
+            for process in processes:
                 process.kill()
                 process.communicate()
         if problem:
             remedy = "Start trainer train debug=smoke to see the whole error"
             return Check("problem", "training", f"a small training fails: {problem}", remedy)
-        expected, resumed = (_last_checkpoint(folder / run) for run in ("whole", "killed"))
+        expected, actual = (_last_checkpoint(folder / run) for run in ("whole", "killed"))
     seconds = time.monotonic() - start
-    if expected != resumed:
-        different = ", ".join(sorted(key for key in expected | resumed if expected.get(key) != resumed.get(key)))
+    if expected != actual:
+        different = ", ".join(sorted(key for key in expected | actual if expected.get(key) != actual.get(key)))
         remedy = "Report it, with this output: a resumed run must equal an uninterrupted one"
         return Check("problem", "training", f"resumed after a kill, it differs in {different}", remedy)
     how = "killed and resumed" if was_killed else "resumed (it ended before it was killed)"
