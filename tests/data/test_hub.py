@@ -147,6 +147,33 @@ def test_data_that_the_library_cannot_read_is_an_error_of_the_data() -> None:
         hub().load(["text"])
 
 
+UNREADABLE = {
+    "CSV": ("train.csv", b'text,label\na,b\n"x', "EOF inside string"),
+    "UTF-8": ("train.csv", b"text\n\xff\xfe\n", "codec can't decode byte"),
+    "JSON": ("train.json", b'{"text": "a"}\n{"text":', "JSON parse error"),
+    "Parquet": ("train.parquet", b"PAR1", "Parquet"),
+    "nothing": ("note.unknown", b"", "data files"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_the_cause_of_a_file_that_cannot_be_read_is_reported(name: str) -> None:
+    file, contents, cause = UNREADABLE[name]
+    Path("data").mkdir()
+    Path("data", file).write_bytes(contents)
+    with pytest.raises(DataError, match=rf"^data\.path: .*{cause}.*, got 'data'\. Mend its files, or name them with"):
+        hub().load(["text"])
+
+
+def test_an_unknown_configuration_is_an_error_of_its_key() -> None:
+    Path("data").mkdir()
+    Path("data/train.csv").write_text("text,label\na,b\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"^data\.name: .*'foo' not found.*, got 'foo'\. Name one of its configurations"
+    ):
+        hub(name="foo").load(["text"])
+
+
 def test_several_splits_are_validation_sets() -> None:
     tables = {"train": rows(range(60)), "dev": rows(range(60, 80)), "web": rows(range(80, 110))}
     DatasetDict(tables).save_to_disk("data")

@@ -16,6 +16,7 @@ from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows, unescape_tab
 from trainer.data.data_files import content_digest
 from trainer.data.hub_folder import is_saved, raise_if_outside
+from trainer.data.line_reader import first_line_of
 from trainer.data.readers import check_arrow_file
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import GROUPED_SPLIT_KEYS, GroupedShares, SplitLayout
@@ -273,10 +274,17 @@ class Hub:
         """Return the message for an error of the datasets library."""
         from huggingface_hub import constants
 
-        text = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        key, value = ("data.name", self._name) if isinstance(error, ValueError) else ("data.path", self._path)
-        if isinstance(error, ValueError):
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if lines[:1] == ["An error occurred while generating the dataset"]:  # its cause says more
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            lines = lines[1:] or [first_line_of(cause)]
+        text = (lines or [type(error).__name__])[0].strip().rstrip(".")
+        is_of_name = isinstance(error, ValueError) and "config" in text.casefold()
+        key, value = ("data.name", self._name) if is_of_name else ("data.path", self._path)
+        if is_of_name:
             remedy = "Name one of its configurations"
+        elif self._folder is not None:
+            remedy = "Mend its files, or name them with data=files, which reports the row of an error"
         elif isinstance(error, ConnectionError) and constants.HF_HUB_OFFLINE:
             remedy = "HF_HUB_OFFLINE is set, and the cache has no such data set: unset it, or name a folder"
         elif isinstance(error, ConnectionError):
