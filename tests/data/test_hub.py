@@ -112,6 +112,11 @@ NO_DOCUMENTS = {
         f"---\na: &a [{'0,' * 999}]\nb: &b [{'*a,' * 999}]\nconfigs: [{{data_files: [{'*b,' * 999}]}}]\n---\n",
         "cannot be read (has more than 1000000 values). Mend it",
     ),
+    "no Arrow file": (
+        "state.json",
+        '{"_data_files": [{"filename": "x.bin"}]}',
+        "cannot be read (names 'x.bin', which is no .arrow file). Mend it",
+    ),
     "no object": ("state.json", "[1]", "cannot be read (must be an object, got [1]). Mend it"),
 }
 

@@ -71,9 +71,17 @@ def _named_in_yaml(text: str | bytes) -> Iterator[str]:
 
 
 def _named_by_save(text: bytes) -> Iterator[str]:
-    """Yield the files and folders that a document of `save_to_disk` names."""
+    """Yield the files and folders that a document of `save_to_disk` names.
+
+    Raises:
+        DocumentError: A file has another suffix than `.arrow`: its contents would not be checked.
+    """
     document = parse_json(text, {})
-    yield from _texts([document.get("splits"), document.get("_data_files")])
+    for name in _texts(document.get("_data_files")):
+        if not name.endswith(".arrow"):
+            raise DocumentError(f"names {name!r}, which is no .arrow file")
+        yield name
+    yield from _texts(document.get("splits"))
 
 
 def _texts(value: object) -> Iterator[str]:
