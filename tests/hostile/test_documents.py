@@ -200,7 +200,7 @@ def test_fields_of_a_sweep_and_of_the_metadata_of_predictions(
 
 EXPORTED_VALUES = {
     "task.max_length": (-5, "must be at least 3"),
-    "task.nonsense": (1, "unexpected keyword argument 'nonsense'"),
+    "task.nonsense": (1, "has no such parameter"),
     "loader.eval_batch_size": (0, "must be at least 1"),
     "data.list_separator": ("", "must not be empty"),
     "data.quote": ("ab", "must have 1 character"),

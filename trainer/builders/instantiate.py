@@ -160,6 +160,12 @@ def _check_arguments(
     except TypeError as error:
         by_name = [each for each in signature.parameters.values() if each.kind in _BY_NAME][call_arguments:]
         missing = [each.name for each in by_name if each.default is each.empty and each.name not in arguments]
-        problems = [missing_argument(group, name, path) for name in missing]
         names = ", ".join(signature.parameters)
-        raise ConfigError(*problems or [f"{group}: {path} {error}. It takes {names}."]) from error
+        problems = [missing_argument(group, name, path) for name in missing]
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+        for name in () if takes_any else sorted(arguments.keys() - signature.parameters.keys()):
+            # An entry of a list, such as `metrics[0]`, cannot be changed by itself.
+            how = f", with '~{group}.{name}' if a file sets it" if group.isidentifier() else ""
+            remedy = f"Its parameters are {names}. Leave it out{how}"
+            problems.append(format_error(f"{group}.{name}", f"{path} has no such parameter", remedy))
+        raise ConfigError(*problems or [f"{group}: {path} {error}. Its parameters are {names}."]) from error
