@@ -48,6 +48,7 @@ def test_remedies_name_keys_with_their_group() -> None:
         "port",
         "scheduler",
         "shard",
+        "split",
         "start",
         "task",
         "trial",

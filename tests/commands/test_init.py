@@ -268,6 +268,7 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "flat": (lambda path: images((16,), (".",))(path), "Move them into folders: flat/<class>/<file>"),
     "single": (images((16,), ("cat",)), "Add a folder for each other class"),
     "gone.csv": (lambda path: None, "path: no such file or folder, got 'gone.csv'"),
+    "latine.csv": (lambda path: None, "got 'latine.csv'. Did you mean latin.csv?"),
 }  # fmt: skip
 """Data that cannot be used, and a part of the message."""
 

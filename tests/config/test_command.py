@@ -159,6 +159,20 @@ def test_one_error(argv: list[str], message: str) -> None:
         assert len(messages) == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "value", "remedy"),
+    [
+        ("eval", "validation", "Set split=validation."),
+        ("eval", "last", "This verb takes run without a name, once."),
+        ("verify", "test", "This verb takes run without a name, once."),
+    ],
+)
+def test_a_value_without_a_key_too_many(verb: str, value: str, remedy: str) -> None:
+    with pytest.raises(TrainerError) as caught:
+        check_command(verb, ["nowhere", value])
+    assert f"{value}: one value too many. {remedy}" in caught.value.messages
+
+
 def test_position_of_a_syntax_error_is_marked() -> None:
     assert errors_of("train", "model.dim=[1", "run.name=a b!c", "seed=(1")[0].splitlines()[1:] == [
         "    model.dim=[1",

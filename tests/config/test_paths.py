@@ -29,6 +29,22 @@ def test_missing_data_is_a_data_error(elsewhere: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "near"),
+    [
+        ("abc.csv", ""),
+        ("pakages.csv", "packages.csv"),
+        ("packages.tsv", "packages.csv"),
+        ("packages.cs", "packages.csv"),
+    ],
+)
+def test_a_common_suffix_makes_no_names_similar(value: str, near: str, elsewhere: Path) -> None:
+    for name in ("out.csv", "packages.csv", "packages.jsonl", "z.cs"):
+        (elsewhere / name).touch()
+    (message,) = errors_of("data=files", f"data.train={value}")
+    assert message.endswith(f"Did you mean {near}?" if near else f"Paths are relative to {elsewhere}.")
+
+
 def test_missing_data_is_reported_with_other_errors() -> None:
     with pytest.raises(ConfigError) as caught:
         check_command("train", ["data=files", "data.train=a.csv", "optimizer.lr=-1", "model.weights=w.pth"])

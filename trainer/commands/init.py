@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 import shlex
 import sys
@@ -18,6 +19,7 @@ from trainer.commands.init_tables import look_at_table
 from trainer.config.groups import groups_in, is_local, own_folder
 from trainer.config.jobs import InitJob
 from trainer.config.json_schema import is_schema, write_schema
+from trainer.config.paths import missing_path_remedy
 from trainer.config.trust import literal_problems
 from trainer.data.profile import profile_table
 from trainer.data.readers import format_suffix, format_suffixes
@@ -100,7 +102,7 @@ def _look(path: Path, target: str | None, text: str | None) -> Look:
         DataError: There is none, or it cannot be used.
     """
     if not path.exists():
-        remedy = f"Paths are relative to {Path.cwd()}"
+        remedy = missing_path_remedy(path, os.path.exists)
         raise DataError(format_error("path", "no such file or folder", remedy, value=str(path)))
     if not path.is_file() and not path.is_dir():
         problem = "is a pipe, a socket or a device, not a file or folder"

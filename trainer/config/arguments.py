@@ -83,7 +83,7 @@ def split_arguments(
     problems += [_unknown_flag(text, known) for text in unknown if text.startswith("-")]
     problems += _validate_flags(options)
     if positions:
-        overrides, surplus = _name_values(overrides, positions)
+        overrides, surplus = _name_values(overrides, positions, keys)
         problems += surplus
     written = [as_text(text) if text.partition("=")[0] in texts else quoted(text) for text in overrides]
     return Arguments(tuple(written), tuple(rest), options), problems
@@ -115,7 +115,7 @@ def _without_dashes(argv: Sequence[str], keys: Collection[str], known: Sequence[
     return texts, problems
 
 
-def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[str], list[str]]:
+def _name_values(texts: Sequence[str], positions: Sequence[str], known: Collection[str]) -> tuple[list[str], list[str]]:
     """Write the values that were given without a key as `key=value`; also return the problems with them.
 
     A single value for a verb that takes a run and a text is the run if it is a folder, else the text.
@@ -129,7 +129,11 @@ def _name_values(texts: Sequence[str], positions: Sequence[str]) -> tuple[list[s
     if keys[-1:] == ["beside"]:
         keys += ["beside"] * (len(values) - len(keys))
     remedy = f"This verb takes {' and '.join(positions)} without a name, once"
-    problems = [format_error(value, "one value too many", remedy) for value in values[len(keys) :]]
+    splits = ("train", "validation", "test") if "split" in known else ()
+    problems = [
+        format_error(value, "one value too many", f"Set split={value}" if value in splits else remedy)
+        for value in values[len(keys) :]
+    ]
     lines: dict[str, list[str]] = {}
     for key, value in zip(keys, values, strict=False):
         # An empty key makes a text of the value alone.

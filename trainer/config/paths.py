@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
@@ -186,9 +186,15 @@ def _missing(key: str, value: str, noun: str) -> str | None:
         return None
     if os.path.exists(path):
         return format_error(key, "is a file, not a folder", "Name a folder", value=value)
-    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     is_usable = os.path.isdir if noun == "folder" else os.path.isfile  # no pipe and no device
-    siblings = [name for name in siblings if is_usable(path.parent / name)]
-    near = get_close_matches(path.name, siblings, n=1)
-    remedy = f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
+    remedy = missing_path_remedy(path, is_usable)
     return format_error(key, f"no such {noun}", remedy, value=value)
+
+
+def missing_path_remedy(path: Path, is_usable: Callable[[Path], bool]) -> str:
+    """Return the most similar name next to a path that does not exist, else where relative paths start."""
+    names = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    siblings = [name for name in names if is_usable(path.parent / name)]
+    stems = get_close_matches(path.stem, {Path(name).stem for name in siblings}, n=1)  # many files end in .csv
+    near = get_close_matches(path.name, [name for name in siblings if Path(name).stem in stems], n=1, cutoff=0)
+    return f"Did you mean {path.parent / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"

@@ -129,7 +129,7 @@ class ColumnProfile:
         if self.kind == "number":
             numbers = [float(value) for value in self.counts]
             ends = (min(numbers), max(numbers))
-            least, most = (f"{end:,.0f}" if 1e6 <= abs(end) < 1e15 else f"{end:g}" for end in ends)
+            least, most = (f"{end:,.0f}" if 1e4 <= abs(end) < 1e15 else f"{end:g}" for end in ends)
             return f"from {least} to {most}, {len(numbers):,} different"
         return f"{len(self.counts):,} different" if self.counts else ""
 
