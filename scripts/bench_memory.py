@@ -200,7 +200,7 @@ def measure_model(
     for setting in ("none", "selective", "blocks"):
         copy = deepcopy(model)
         checkpoint_blocks(copy, setting)
-        with LiveTensors([*copy.parameters(), *copy.buffers()]) as live:
+        with LiveTensors(lambda copy=copy: [*copy.parameters(), *copy.buffers()]) as live:
             output = copy(**inputs)
         stored[setting] = live.count()
         del output

@@ -87,7 +87,7 @@ def test_equal_scores_start_near_the_minimum_of_the_loss() -> None:
 def test_a_backward_pass_needs_one_tensor_of_the_size_of_the_scores() -> None:
     loss = make().float()
     output, target = torch.randn(2, 200, 8, requires_grad=True), torch.full((2, 200, 1), -1)
-    with LiveTensors(loss.parameters()) as live:
+    with LiveTensors(loss.parameters) as live:
         value = loss(output, target)
         del target
         stored = live.count()

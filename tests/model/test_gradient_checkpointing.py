@@ -57,7 +57,7 @@ def inputs_of(model: nn.Module) -> dict[str, Tensor]:
 def update(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Tensor], int]:
     """Return all gradients and buffers after one pass with dropout, and the bytes kept for the backward pass."""
     torch.manual_seed(1)
-    with LiveTensors([*model.parameters(), *model.buffers()]) as live:
+    with LiveTensors(lambda: [*model.parameters(), *model.buffers()]) as live:
         output = model.train()(**inputs)
     kept = live.count()
     output.square().sum().backward()

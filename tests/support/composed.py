@@ -1,8 +1,7 @@
 """Composes each choice of options of `conf/` once in a run of the tests, as Hydra takes longer than a check.
 
 With a `conf` in the working directory, a choice is composed again once one of its files has changed. Each file is read,
-and each override is parsed, once in a process. Hydra's four copies of the config of a job are made by pickle, or left
-out if nothing changes them. Started programs run Hydra as it is.
+and each override is parsed, once in a process. Started programs run Hydra as it is.
 """
 
 import os
@@ -14,13 +13,11 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 from unittest.mock import patch
 
-import hydra.core.utils
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins import file_config_source
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -114,18 +111,6 @@ def _parsed(text: str) -> Override:
     return _parse_override(OverridesParser.create(), text)
 
 
-def _copied(config: DictConfig) -> DictConfig:
-    copied: DictConfig = pickle.loads(pickle.dumps(config))
-    return copied
-
-
-def _set_config(self: HydraConfig, config: Any) -> None:
-    OmegaConf.set_readonly(config.hydra, True)
-    self.cfg = config
-
-
 compose.compose_with_hydra = _compose_once
-hydra.core.utils.copy = SimpleNamespace(deepcopy=_copied)  # type: ignore[attr-defined]
 file_config_source.OmegaConf = SimpleNamespace(load=_read_once)  # type: ignore[attr-defined]
-HydraConfig.set_config = _set_config  # type: ignore[method-assign]
 OverridesParser.parse_override = _parse_once

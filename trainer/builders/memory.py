@@ -56,11 +56,11 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._storages[storage._cdata] = reference, storage.nbytes()
                     self._bound += storage.nbytes()
         if self._bound > self.peak * (1 + _PEAK_ERROR):  # to count after each operation would take too long
-            self._bound = self._count()
+            self._bound = self.count()
             self.peak = max(self.peak, self._bound)
         return result
 
-    def _count(self) -> int:
+    def count(self) -> int:
         """Return the bytes of the tensors that still exist."""
         self._storages = {
             key: entry
