@@ -199,3 +199,11 @@ def test_manifest_round_trip(tmp_path):
     manifest = Manifest(step=12, ordinal=3, files={})
     (tmp_path / MANIFEST).write_bytes(manifest.render())
     assert read_manifest(tmp_path) == manifest
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_read(checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    assert_detected(checkpoint, path)
+    assert find_faults(checkpoint) == ["model.safetensors is not a regular file"]
