@@ -472,8 +472,14 @@ def test_required_parameters_of_own_parts_are_checked_before_the_import(
 
 
 def test_every_option_with_an_unknown_key_is_named() -> None:
-    (message,) = errors_of("train", "data.train=my.csv")
+    (message,) = errors_of("train", "data.train=photos")
     assert "data=conll, data=files, data=idx and data=lines have data.train." in message
+
+
+def test_a_file_of_rows_names_its_source() -> None:
+    assert errors_of("train", "data.train=my.csv", "data=hub", "data.path=owner/name") == [
+        "data.train: unknown key, got 'my.csv'. Set data=files data.train=my.csv."
+    ]
 
 
 def test_a_remote_value_is_no_suggestion() -> None:

@@ -585,6 +585,11 @@ FOREIGN_NAMES: Sequence[ForeignName] = (
         "dev.csv",
     ),
     ForeignName("test_file test_data test_set", "data=files data.test={}", "test.csv"),
+    # Keys of several options: a file like these belongs to one of them.
+    *(
+        ForeignName(f"data.{split}", f"data=files data.{split}={{}}", "my.csv", r"\S+\.(csv|tsv|jsonl?|parquet|arrow)")
+        for split in ("train", "validation", "test")
+    ),
     ForeignName(
         "dataset dataset_name hub_dataset",
         "data=hub data.path={}",
@@ -731,8 +736,8 @@ def _by_name() -> dict[str, ForeignName]:
 
 
 def foreign_name(path: str) -> ForeignName | None:
-    """Return what is known of a key's last name as a name of other trainers."""
-    return _by_name().get(path.rpartition(".")[2].replace("-", "_"))
+    """Return what is known of a key, or of its last name, as a name of other trainers."""
+    return _by_name().get(path) or _by_name().get(path.rpartition(".")[2].replace("-", "_"))
 
 
 def foreign_value(key: str, value: object) -> str | None:

@@ -326,9 +326,10 @@ class KnownKeys:
         groups = {*schema.groups(self.job_type), *jobs.preset_groups(self.job_type)}
         if foreign is None or not foreign.fits({*dict(flatten(self.tree)), *groups}):
             return ""
-        if "." in path and top in self.tree and not foreign.override.startswith(f"{top}.") and self._is_near(path):
-            return ""
-        return foreign.remedy(None if value is _ABSENT else as_text(value))
+        text = None if value is _ABSENT else as_text(value)
+        is_itself = path in foreign.names.split() and foreign.translate(text) is not None
+        of_section = "." in path and top in self.tree and not foreign.override.startswith(f"{top}.")
+        return "" if of_section and not is_itself and self._is_near(path) else foreign.remedy(text)
 
     def _is_near(self, path: str) -> bool:
         """Return whether a key is one of its section, misspelled, or one of another option."""
