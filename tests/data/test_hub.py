@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, config, disable_progress_bars
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from trainer.data.hub import Hub
 from trainer.data.splits import assign_split
@@ -100,7 +101,11 @@ def test_a_folder_names_no_data_outside_of_it(name: str) -> None:
     if file == "train/state.json":
         Path("data/dataset_dict.json").write_text('{"splits": ["train"]}', encoding="utf-8")
     Path("data", file).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=rf"^data/{re.escape(file)}: names data outside of its folder, got "):
+    message = rf"^data/{re.escape(file)}: names data outside of its folder, got "
+    if name == "a blank after the head" and not REGEX_YAML_BLOCK.search(text):
+        # huggingface-hub 1.5 finds no head there, so nothing that it names is read.
+        message = "^data.path: the data set cannot be loaded .* contain any data files"
+    with pytest.raises(DataError, match=message):
         hub().load(["text"])
 
 

@@ -295,11 +295,13 @@ def _make_forward(model: nn.Module, device: torch.device, precision: Precision) 
 
 def _load_graph(path: Path, task: Task) -> Forward:
     """Return the function of a graph, whose outputs have the width of the task."""
+    from trainer.export.folder import raise_if_no_memory
     from trainer.export.formats.onnx import open_session
 
     try:
         forward, _, _ = open_session(path)
     except Exception as error:  # ONNX Runtime raises types of its own
+        raise_if_no_memory(error)  # some releases compute a constant when they load it
         reason = str(error).strip().splitlines()[0]
         remedy = "Export it again: trainer export"
         raise CheckpointError(format_error(str(path), f"cannot be loaded ({reason})", remedy)) from error

@@ -305,12 +305,17 @@ def blaming_artifact(graph: Path) -> Iterator[None]:
     except (TrainerError, BrokenPipeError, MemoryError):
         raise
     except Exception as error:  # ONNX Runtime raises types of its own
-        if _NO_MEMORY.search(str(error)):
-            raise MemoryError(str(error)) from error
+        raise_if_no_memory(error)
         reason = (str(error).strip() or "no reason is given").splitlines()[0]
         problem = f"cannot compute answers ({type(error).__name__}: {reason})"
         remedy = "Copy the artifact folder again, or export again"
         raise CheckpointError(format_error(str(graph), problem, remedy)) from error
+
+
+def raise_if_no_memory(error: Exception) -> None:
+    """Raise MemoryError if an exception of ONNX Runtime says that memory ran out."""
+    if _NO_MEMORY.search(str(error)):
+        raise MemoryError(str(error)) from error
 
 
 def is_verifiable(folder: Path) -> bool:
