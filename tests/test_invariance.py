@@ -91,7 +91,7 @@ CHOICES = {
     "spans": ["task=span_classification", "loss.head_size=8"],
     "cuts": ["task=causal_lm", "model=decoder", "model.gradient_checkpointing=selective"],
 }
-"""What may decide which samples a step has, and how often and with which weights it runs them."""
+"""Options that choose the samples of a step, how often a step runs them, and with which weights."""
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def count_gpus() -> int:
 
 
 _GPUS: Final = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
-"""What the drivers of GPUs make: NVIDIA's, that of its small boards, Windows', AMD's."""
+"""Device files that GPU drivers create: NVIDIA's, those of Jetson boards, of WSL, and of AMD."""
 
 
 def require_cuda_driver(device: object) -> None:

@@ -32,7 +32,7 @@ LARGE_WEIGHTS = ".data"
 """Suffix of the file for weights that are too large for the file of their graph."""
 
 _NO_MEMORY = re.compile(r"Failed to allocate memory|bad allocation|bad_alloc")
-"""What ONNX Runtime says if memory runs out."""
+"""Messages of ONNX Runtime when memory runs out."""
 
 _REMEDY = "Move it away, or delete it"
 _FORCE = "Move it away, or set force=true of trainer export to replace it"

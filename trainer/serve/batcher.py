@@ -44,7 +44,7 @@ class _Request(NamedTuple):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the client has given up waiting for the answers."""
+        """Return whether the client no longer waits for the answers."""
         return isinstance(self.future, _Answers) and self.future.is_abandoned
 
     def fits_behind(self, first: _Request, room: int) -> bool:

@@ -64,27 +64,7 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
         max_rows: Largest number of rows of a request.
     """
     answer = {"type": "object", "properties": {**_ANSWERS[model["answers"]], "error": {"type": "string"}}}
-    cells = _cell_schemas(model)
-    request = {
-        "type": "object",
-        "oneOf": [{"required": ["rows"]}, {"required": ["columns"]}],
-        "additionalProperties": False,
-        "properties": {
-            "rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _row_schema(model, cells)},
-            "columns": {
-                "type": "object",
-                "description": "in the place of rows: a list of the cells of each column, in the order of the rows",
-                "required": list(cells),
-                "additionalProperties": {"type": "array", "minItems": 1, "maxItems": max_rows},
-            },
-            "top": {
-                "type": "integer",
-                "minimum": 1,
-                "default": 1,
-                "description": "number of most likely classes or tokens to show, with their probabilities",
-            },
-        },
-    }
+    request = _request_schema(model, max_rows)
     shown = {
         "description": "an answer for each row; if the request has columns: a list of each field, null where an answer "
         "has no such field",
@@ -115,6 +95,31 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
             "/model": {"get": _get("What the model reads and answers.", "application/json")},
             "/health": {"get": _get("Whether the server answers; 503 while it stops.", "application/json")},
             "/metrics": {"get": _get("Counts and durations in the text format of Prometheus.", "text/plain")},
+        },
+    }
+
+
+def _request_schema(model: Mapping[str, Any], max_rows: int) -> dict[str, Any]:
+    """Return the schema of a request."""
+    cells = _cell_schemas(model)
+    return {
+        "type": "object",
+        "oneOf": [{"required": ["rows"]}, {"required": ["columns"]}],
+        "additionalProperties": False,
+        "properties": {
+            "rows": {"type": "array", "minItems": 1, "maxItems": max_rows, "items": _row_schema(model, cells)},
+            "columns": {
+                "type": "object",
+                "description": "in the place of rows: a list of the cells of each column, in the order of the rows",
+                "required": list(cells),
+                "additionalProperties": {"type": "array", "minItems": 1, "maxItems": max_rows},
+            },
+            "top": {
+                "type": "integer",
+                "minimum": 1,
+                "default": 1,
+                "description": "number of most likely classes or tokens to show, with their probabilities",
+            },
         },
     }
 

@@ -190,7 +190,7 @@ class Prediction:
 
 
 def describe_fault(error: Exception) -> str:
-    """Return what a client is told about a bug, whose traceback uvicorn logs."""
+    """Return the message to the client about a bug; uvicorn logs its traceback."""
     return f"the server has a fault ({type(error).__name__}), which its log describes."
 
 
