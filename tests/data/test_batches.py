@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -183,3 +186,14 @@ def test_a_sample_draws_new_numbers_each_time_that_an_epoch_has_it() -> None:
     pairs = [pair for ids, values in drawn[:4] for pair in zip(ids, values, strict=True)]
     assert len({sample for sample, _ in pairs}) < 23 == len({value for _, value in pairs})
     assert noise(2) == drawn
+
+
+def test_a_worker_has_ended_when_its_loss_is_reported() -> None:
+    """Else torch reports the end a second time, while the first report is handled."""
+    stream = steps(0, 8, workers=1, timeout=2.0)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="timed out"):
+        list(stream)
+    assert worker.exitcode == -signal.SIGKILL

@@ -232,7 +232,9 @@ class LoaderSection:
     prefetch: Annotated[int, Interval(ge=1, le=1024)] = key(2, "batches that each worker keeps ready")
     pin_memory: bool | None = key(None, "copy batches through page-locked memory; null does so on CUDA")
     persistent_workers: bool = key(True, "keep the workers from epoch to epoch")
-    timeout: Positive = key(600.0, "seconds that the run waits for a batch of a worker before it stops")
+    timeout: Positive = key(
+        600.0, "seconds that the run waits for a batch of a worker before it stops; for the first one at least 60"
+    )
     eval_batch_size: Count = key(128, "samples of one evaluation batch")
     limit: Count | None = key(
         None, "use only this many evenly spaced samples of each split (for quick trials); null uses all"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class LoaderOptions:
         prefetch: Micro-batches that each worker keeps ready.
         pin_memory: Use page-locked memory, so that copies overlap with the device's work.
         persistent_workers: Keep the evaluation workers between evaluations.
-        timeout: Seconds to wait for a batch of a worker; 0 waits forever.
+        timeout: Seconds to wait for a batch of a worker, at least 60 for the first one; 0 waits forever.
     """
 
     batching: Batching
@@ -252,6 +252,10 @@ def _data_loader(
     )
 
 
+_START_SECONDS: Final = 60.0  # at least, for the first batch: until then the workers start and import libraries
+_LOST_WHILE_SENDING: Final = (ConnectionError, EOFError)
+
+
 def _watched(stream: Iterator[Batch], options: LoaderOptions) -> Iterator[Batch]:
     """Yield batches; kill the workers if the next one does not come in time.
 
@@ -259,35 +263,48 @@ def _watched(stream: Iterator[Batch], options: LoaderOptions) -> Iterator[Batch]
     requested from the worker, without a limit.
 
     Raises:
-        RuntimeError: No batch came in time.
+        RuntimeError: No batch came in time, or a worker died.
     """
-    if not options.workers or not options.timeout:
+    if not options.workers:
         yield from stream
         return
+    workers: Sequence[multiprocessing.Process] = getattr(stream, "_workers", ())
     expired = threading.Event()
 
     def kill() -> None:
         expired.set()
-        for worker in getattr(stream, "_workers", ()):
+        for worker in workers:
             worker.kill()
 
+    seconds = max(options.timeout, _START_SECONDS)
     while True:
-        timer = threading.Timer(options.timeout, kill)
+        timer = threading.Timer(seconds, kill)
         timer.daemon = True
-        timer.start()
+        if options.timeout:
+            timer.start()
         try:
-            batch = next(stream)
+            try:
+                batch = next(stream)
+            except Exception as error:
+                if expired.is_set() or isinstance(error, _LOST_WHILE_SENDING):
+                    # torch raises an error when the system reports the death of a worker, wherever the program is by
+                    # then. Here it does no harm; while the first error is handled, it would replace that.
+                    for worker in workers:
+                        worker.kill()
+                        worker.join(5.0)  # seconds; one that waits for a lost disk cannot be killed
+                raise
         except StopIteration:
             return
         except Exception as error:
             if expired.is_set():
-                raise RuntimeError(f"DataLoader timed out after {options.timeout} seconds") from error
-            if isinstance(error, ConnectionError | EOFError):  # the worker died while it sent a tensor
+                raise RuntimeError(f"DataLoader timed out after {seconds} seconds") from error
+            if isinstance(error, _LOST_WHILE_SENDING):
                 raise RuntimeError("DataLoader worker (pid unknown) was killed") from error
             raise
         finally:
             timer.cancel()
         yield batch
+        seconds = options.timeout
 
 
 def _keep_batch(batch: Any) -> Any:
