@@ -1,9 +1,13 @@
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from trainer import deferred_logits
 from trainer.evaluate import evaluate, metric_directions
 from trainer.loss.cross_entropy import CrossEntropy
 from trainer.precision import Precision
@@ -133,6 +137,37 @@ def test_a_batch_for_which_memory_runs_out_runs_in_halves(
     assert parts.num_halved == {1: 2 * 8 + 3, 3: 2 * 3 + 1, 4: 2 * 2, 9: 0}[limit]
     # Each size is tried and reported once, however many batches have it.
     assert num_failed == len(caplog.messages) == {1: 3, 3: 2, 4: 2, 9: 0}[limit]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_batch_whose_deferred_logits_do_not_fit_runs_in_halves(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_logits, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(deferred_logits, "MIN_ROWS", 3)
+    computed: list[weakref.ref[torch.Tensor]] = []
+
+    class Limited(CrossEntropy):
+        def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            assert not any(logits() is not None for logits in computed), "the logits of two chunks are in memory"
+            if len(output) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            computed.append(weakref.ref(output))
+            return super().forward(output, target)
+
+    class Deferring(Classifier):
+        def forward(self, x: torch.Tensor) -> Any:
+            last = self.layers[-1]
+            assert isinstance(last, nn.Linear)
+            return deferred_logits.defer_logits(self.layers[:-1](x), last.weight, last.bias)
+
+    torch.manual_seed(0)
+    model, plain, parts = Deferring(), Classifier(), Halving(batches([8, 4, 8]))
+    plain.load_state_dict(model.state_dict())
+
+    values = evaluate(model, loss(Limited), parts, metrics(), precision=Precision("fp32", CPU), device=CPU)
+
+    assert values == pytest.approx(measure(plain, [8, 4, 8]), abs=1e-6)
+    assert parts.num_halved == {1: 7 + 3 + 7, 2: 3 + 1 + 3, 3: 0}[limit]
+    assert len(computed) == {1: 20, 2: 10, 3: 3 + 2 + 3}[limit]
 
 
 def test_only_a_lack_of_memory_halves_a_batch(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,13 +65,18 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     num_targets = 0.0
     run = partial(_run, model, loss, precision=precision, device=device, halve=halve, too_large=set())
+
+    def count(part: _Scored) -> Tensor:
+        value, scores, target = part
+        metrics.update(scores, target)
+        return value
+
     with evaluation_mode(model), torch.inference_mode():
         for host_batch, batch, output, scored in itertools.chain.from_iterable(map(run, batches)):
             num_targets += count_targets(loss, host_batch)
-            for value, scores, target in scored:
-                if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
+            if batch.num_samples:  # not a filler, which only joins in: with shards, all run the model together
+                for value in map(count, scored):  # `map` holds no scores while the next ones are computed
                     total += value
-                    metrics.update(scores, target)
             if recorder is not None:
                 recorder.add(host_batch, batch, output)
     if ranks.size > 1:
@@ -129,15 +134,21 @@ def _run(
 
 
 def _score(loss: Loss, output: Tensor | DeferredLogits, batch: Batch) -> Iterable[_Scored]:
-    """Return the parts of a batch: itself; of deferred logits, some rows at a time, computed when they are read."""
+    """Return the parts of a batch: itself; of deferred logits, some rows at a time, one part in memory at a time.
 
-    def score(rows: Tensor, part: Batch) -> _Scored:
-        return compute_loss(loss, rows, part), compute_scores(loss, rows, part.target).float(), part.target
+    The first part is computed here, so that memory runs out here if it does: no later part is larger. The later parts
+    are computed when they are read.
+    """
+
+    def score(rows: Tensor, target: Tensor | None) -> _Scored:
+        value = compute_loss(loss, rows, replace(batch, target=target))
+        return value, compute_scores(loss, rows, target).float(), target
 
     if not isinstance(output, DeferredLogits):
-        return [score(output, batch)]
+        return [score(output, batch.target)]
     assert batch.target is not None, "a batch to evaluate needs a target"
-    return (score(logits, replace(batch, target=target)) for logits, target in output.chunks(batch.target))
+    parts = itertools.starmap(score, output.chunks(batch.target))
+    return itertools.chain(iter([next(parts)]), parts)  # a list itself would stay in memory until the last part
 
 
 def share_states(metrics: MetricCollection, ranks: Ranks) -> None:
