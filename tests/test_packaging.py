@@ -56,7 +56,7 @@ def requirements(wheel: Path) -> list[Requirement]:
 
 
 def test_wheel_contains_the_package_and_its_configs_only(wheel: Path) -> None:
-    kinds = ("*.py", "*.html", "*.js", "*.css")
+    kinds = ("*.py", "*.yaml", "*.html", "*.js", "*.css")
     code = {path.relative_to(REPOSITORY).as_posix() for kind in kinds for path in (REPOSITORY / "trainer").rglob(kind)}
     configs = {f"trainer/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert "trainer/conf/train.yaml" in configs

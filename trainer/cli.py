@@ -220,14 +220,14 @@ def _run(arguments: list[str]) -> None:
 
 
 def _verb_remedy(verb: str) -> str:
-    from trainer.config.foreign_names import FOREIGN_VERBS, foreign_name
+    from trainer.config.foreign_names import foreign_name, foreign_verbs
 
     if "=" in verb:
         key, _, value = verb.lstrip("-").partition("=")
         foreign = foreign_name(key)
         override = (foreign and foreign.translate(value)) or f"{key}={value}"
         return f"Put the verb first, for example: trainer train {override}"
-    near = [FOREIGN_VERBS[verb]] if verb in FOREIGN_VERBS else get_close_matches(verb, VERBS, n=1)
+    near = [foreign_verbs()[verb]] if verb in foreign_verbs() else get_close_matches(verb, VERBS, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(VERBS)}. See trainer --help."
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from trainer.config.command import check_command
-from trainer.config.foreign_names import FOREIGN_NAMES, FOREIGN_VALUES, FOREIGN_VERBS
+from trainer.config.foreign_names import foreign_names, foreign_values, foreign_verbs
 from trainer.config.jobs import JOBS, TrainJob
 from trainer.config.schema import keys
 from trainer.errors import ConfigError, DataError
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = {name: each for each in FOREIGN_NAMES for name in each.names.split()}
+NAMES = {name: each for each in foreign_names() for name in each.names.split()}
 
 
 def messages(*argv: str, verb: str = "train") -> list[str]:
@@ -201,7 +201,7 @@ def test_every_advice_can_be_carried_out() -> None:
         Path(name).touch()
     Path("images").mkdir()
     texts = [text for name in NAMES for text in advice_of(name)]
-    texts += [f"{key}={value}" for key, values in FOREIGN_VALUES.items() for value in values.values()]
+    texts += [f"{key}={value}" for key, values in foreign_values().items() for value in values.values()]
     # Trackers are extras, and no run is there to resume.
     texts = [text for text in texts if "trackers" not in text and "resume=runs" not in text]
     assert len({*texts}) > 100
@@ -210,13 +210,13 @@ def test_every_advice_can_be_carried_out() -> None:
 
 
 def test_no_name_is_a_key_here_or_in_two_rows() -> None:
-    assert len(NAMES) == sum(len(each.names.split()) for each in FOREIGN_NAMES)
+    assert len(NAMES) == sum(len(each.names.split()) for each in foreign_names())
     assert not {*NAMES} & {*keys(TrainJob)}
 
 
 def test_the_verbs_of_other_trainers_name_verbs_here() -> None:
-    assert not {*FOREIGN_VERBS} & {*JOBS}
-    assert {text.partition(" ")[0] for text in FOREIGN_VERBS.values()} <= {*JOBS, "--help", "--version"}
+    assert not {*foreign_verbs()} & {*JOBS}
+    assert {text.partition(" ")[0] for text in foreign_verbs().values()} <= {*JOBS, "--help", "--version"}
 
 
 def test_the_page_about_transformers_names_the_same_keys() -> None:
