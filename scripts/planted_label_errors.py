@@ -1,9 +1,14 @@
 """Plant wrong labels in the default data, and measure how many of them a sweep over folds lists first.
 
-    python scripts/planted_label_errors.py FOLDER [--share 0.05] [--rows N] [key=value ...]
+    python scripts/planted_label_errors.py FOLDER [--share 0.05] [--rows N] [--output FILE] [key=value ...]
 
 The folder gets the data, the sweep and its `label_errors.csv`; the same command continues the sweep. Prints one JSON
-object: `found` is the share of the planted errors among the first 2 x `share` of all rows.
+object, and writes it to `--output`: `found` is the share of the planted errors among the first 2 x `share` of all rows.
+
+`scripts/results/label_errors.json` is the result of a small encoder in four folds:
+
+    python scripts/planted_label_errors.py FOLDER --output scripts/results/label_errors.json data.folds=4 model.dim=64 \
+        model.depth=1 model.heads=2 model.hidden=128 task.max_length=64 optimizer.lr=3e-3 train.duration=5ep device=cpu
 """
 
 from __future__ import annotations
@@ -51,8 +56,10 @@ def run() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--output", type=Path)
     arguments, keys = parser.parse_known_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    output = arguments.output and arguments.output.absolute()
     os.chdir(arguments.folder)
     planted = write_data(Path("planted.csv"), arguments.share, arguments.rows)
     with Path("planted.csv").open(encoding="utf-8", newline="") as stream:
@@ -68,7 +75,11 @@ def run() -> int:
     ]
     code = main(["train", "-m", *job])
     if not code:
-        print(json.dumps(measure(Path("sweeps/planted/label_errors.csv"), planted, num_rows, arguments.share)))
+        found = measure(Path("sweeps/planted/label_errors.csv"), planted, num_rows, arguments.share)
+        result = json.dumps({"keys": keys, "share": arguments.share, **found})
+        print(result)
+        if output is not None:
+            output.write_text(f"{result}\n", encoding="utf-8")
     return code
 
 

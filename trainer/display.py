@@ -74,7 +74,7 @@ def counted(number: int, noun: str, verb: str = "", *, of: int | None = None) ->
     """
     amount = f"{number:,}" if of is None else f"{number:,} of {of:,}"
     things = noun if (number if of is None else of) == 1 else plural(noun)
-    form = verb if number == 1 else _PLURAL_VERBS.get(verb, verb.removesuffix("s"))
+    form = verb if 1 in (number, of) else _PLURAL_VERBS.get(verb, verb.removesuffix("s"))
     return f"{amount} {things} {form}".rstrip()
 
 

@@ -16,7 +16,7 @@ from trainer.commands.row_inputs import describe_input, worst_inputs_kept
 from trainer.files.mapped import MappedRows
 from trainer.predictions import predictions_schema, predictions_writer, read_about, read_inputs
 from trainer.protocols import TaskInfo
-from trainer.report.answers import answer_section
+from trainer.report.mistakes import mistake_section
 from trainer.task.image_classification import ImageClassification
 from trainer.task.span_classification import SpanClassification
 from trainer.task.tabular_regression import TabularRegression
@@ -62,7 +62,7 @@ def test_missed_and_wrong_spans_are_shown_as_words(tmp_path: Path) -> None:
     kept = read_inputs(file)
     assert {key: value for key, value in kept[0].items() if key != "text"} == {name: "bank of China"}
     assert [key for key in kept[1] if key != "text"] == [met]
-    worst = answer_section(file, read_about(file)).tables[-1]
+    worst = mistake_section(file, read_about(file)).tables[0]
     assert [row[worst.columns.index("answer")] for row in worst.rows] == [
         f"1 right; wrong {kept[1][met]} (PER)",
         "0 right; missed bank of China (ORG)",

@@ -46,7 +46,7 @@ def test_labels_are_counted_one_by_one() -> None:
     confusion = count_labels([["a", "b"], [], ["b"], None], [["a"], ["a"], ["b", "c"], ["c"]], ["a", "b", "c"])
 
     assert confusion.support.tolist() == [1, 2, 0]
-    assert confusion.predicted.tolist() == [2, 1, 2]
+    assert confusion.predicted.tolist() == [2, 1, 1]  # the row without a target is left out
     assert confusion.right.tolist() == [1, 1, 0]
 
 

@@ -35,6 +35,7 @@ from trainer.layout import COMPARISON, DIVERGED, EVALUATIONS, REPORT, Document
 from trainer.predictions import predictions_file, read_about
 from trainer.report.answers import answer_section
 from trainer.report.metric_names import words
+from trainer.report.mistakes import mistake_section
 from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
 from trainer.report.statistics import Baseline, measure_baseline
 
@@ -101,8 +102,8 @@ def _page_of_run(record: RunRecord) -> Page:
     about = read_about(file) if split and file.is_file() else None
     baseline = None if about is None else measure_baseline(file, about["kind"], about["classes"])
     sections = [
+        *([] if about is None else [mistake_section(file, about), answer_section(file, about)]),
         curve_section([run]),
-        *([] if about is None else [answer_section(file, about)]),
         evaluation_section([run]),
         data_section([run]),
         artifact_section([run]),

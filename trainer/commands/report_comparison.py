@@ -151,4 +151,5 @@ def _changed_table(best: NamedRun, comparisons: Sequence[Comparison]) -> Iterato
         for row in changed["first"]
     ]
     more = f"; the first {len(rows)}" if len(rows) < sum(counts) else ""
-    yield Table(f"{title}{more}", ["row", "target", *map(short_name, (best.name, other.name))], rows)
+    columns = ["row", "target", *map(short_name, (best.name, other.name))]
+    yield Table(f"{title}{more}", columns, rows, is_stacked=True)

@@ -235,7 +235,7 @@ def _suspect_table(
         errors: The rows of `label_errors.csv`.
         inputs: What the models read, see `read_fold_inputs`.
     """
-    from trainer.report.answers import show_input
+    from trainer.report.mistakes import show_input
 
     columns = [
         *("finding", "file and row", "input", "label", "proposed correction"),
@@ -246,7 +246,8 @@ def _suspect_table(
         place = ":".join(str(part) for part in (file, number) if part is not None)
         rows.append([finding, place, show_input(inputs.get((file, number), {})), *rest, correction])
     kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
-    return Table("Rows", [columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
+    cells = [[row[index] for index in kept] for row in rows]
+    return Table("Rows", [columns[index] for index in kept], cells, is_stacked=True)
 
 
 def _result(folder: Path, changes: Mapping[str, str], failure: Outcome | None) -> JobResult:

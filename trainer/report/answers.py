@@ -1,31 +1,27 @@
-"""The part of the page that shows what a model answers: where it is wrong, how sure it is, and its worst rows."""
+"""The part of the page that shows what a model answers: confusions, scores of classes, distances, calibration."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
 
-from trainer.display import counted, displayable, shorten, shorten_middle
+from trainer.display import counted, displayable, shorten_middle
 from trainer.layout import Document
-from trainer.predictions import read_inputs, split_span
 from trainer.report.charts import draw_bars, draw_matrix, draw_points
 from trainer.report.page import Figure, Section, Table
 from trainer.report.statistics import (
     NAME,
     NUM_BINS,
-    NUM_WORST,
     Confusion,
     count_classes,
     count_entities,
     count_labels,
     count_spans,
-    find_worst,
     measure_calibration,
     read_columns,
 )
@@ -40,16 +36,8 @@ _ROWS: Final = 30
 
 _MAX_POINTS: Final = 1_500
 _MAX_OUTPUTS: Final = 4
-_COLUMNS: Final = 10
-"""Columns of the input of a row that are shown without opening them."""
-
 _TALL_CLASSES: Final = 8
 """Classes from which on a confusion matrix is as high as two charts."""
-
-_TEXT: Final = 300
-"""Characters of a text in a table."""
-
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/]{16,100000}={0,2}")
 
 
 def answer_section(file: Path, about: Document) -> Section:
@@ -76,10 +64,7 @@ def answer_section(file: Path, about: Document) -> Section:
             tables += _number_tables(targets, predictions)
     if kind in ("class", "labels"):
         figures += _draw_calibration(file, kind, classes)
-    tables.append(_worst_table(file, kind))
-    weights = "averaged weights" if about.get("weights") == "ema" else "raw weights"
-    note = f"Predictions of step {about.get('step')}, {weights}."
-    return Section(f"Answers on the {about.get('split')} split", note, figures=figures, tables=tables)
+    return Section(f"Answers on the {about.get('split')} split", figures=figures, tables=tables)
 
 
 def class_scores_of(file: Path, kind: str, classes: Sequence[str] | None) -> Confusion:
@@ -201,7 +186,7 @@ def _outputs(values: Sequence[Any]) -> np.ndarray:
     return np.array(rows, dtype=np.float64).reshape(len(rows), width)
 
 
-def _pairs(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def pair_numbers(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield a name and the finite targets and predictions of each output."""
     actual, answers = _outputs(targets), _outputs(predictions)
     if actual.shape != answers.shape:
@@ -215,7 +200,7 @@ def _pairs(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[tuple
 
 def _number_figures(kind: str, targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[Figure]:
     answer = "cosine" if kind == "similarity" else "prediction"
-    pairs = list(_pairs(targets, predictions))
+    pairs = list(pair_numbers(targets, predictions))
     for name, actual, answers in pairs[:_MAX_OUTPUTS]:
         places = np.unique(np.linspace(0, len(actual) - 1, min(len(actual), _MAX_POINTS)).astype(int))
         note = f"{counted(len(places), 'row', of=len(actual))}. " if len(places) < len(actual) else ""
@@ -244,7 +229,7 @@ def _number_tables(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterat
 def number_rows(targets: Sequence[Any], predictions: Sequence[Any]) -> list[list[object]]:
     """Return a row for each output: its name, its rows, its mean error, and quantiles of the distances."""
     rows: list[list[object]] = []
-    for name, actual, answers in _pairs(targets, predictions):
+    for name, actual, answers in pair_numbers(targets, predictions):
         errors = answers - actual
         quantiles = np.quantile(np.abs(errors), [0.5, 0.9, 0.99]).tolist()
         rows.append([name.removeprefix(" of ") or "all", len(errors), float(errors.mean()), *quantiles])
@@ -273,74 +258,3 @@ def _draw_histogram(values: np.ndarray, axis: str, noun: str) -> str:
     counts, edges = np.histogram(values, bins=min(30, max(5, int(np.sqrt(len(values))))))
     bars = list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.astype(float).tolist(), strict=True))
     return draw_bars(bars, axis, noun)
-
-
-def _worst_table(file: Path, kind: str) -> Table:
-    """Return the rows with the largest losses, with what the model read as far as it is known."""
-    inputs = read_inputs(file)
-    worst = find_worst(file, kind, NUM_WORST)
-    rows = []
-    for row in worst:
-        place = ":".join(str(part) for part in (row["file"], row["line"]) if part is not None)
-        target, answer = _describe(kind, row, inputs.get(row["row"], {}))
-        rows.append(
-            [row["row"], place, show_input(inputs.get(row["row"], {})), target, answer, row["confidence"], row["loss"]]
-        )
-    columns = ["row", "file and row", "input", "target", "answer", "confidence", "loss"]
-    kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
-    return Table("Worst rows", [columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
-
-
-def _describe(kind: str, row: Document, inputs: Mapping[str, str]) -> tuple[object, object]:
-    """Return target and answer of a row for a table, given what the model read."""
-    target, answer = row["target"], row["prediction"]
-    if kind == "tags":
-        wrong = Counter(
-            (tag, guess) for tag, guess in zip(target or (), answer or (), strict=False) if tag != guess
-        ).most_common(5)
-        listed = ", ".join(f"{tag} → {guess}{f' ({count})' if count > 1 else ''}" for (tag, guess), count in wrong)
-        return counted(len(target or ()), "word"), f"{row['num_right']} right; {listed}" if listed else "all right"
-    if kind == "spans":
-        parts = [f"{row['num_right']} right"]
-        for verb, spans, others in (("missed", target, answer), ("wrong", answer, target)):
-            words = [_span_words(span, inputs) for span in spans or () if span not in (others or ())]
-            parts += [f"{verb} {shorten(', '.join(words), _TEXT)}"] * bool(words)
-        return counted(len(target or ()), "span"), "; ".join(parts)
-    if kind == "tokens":
-        return counted(row["num_targets"], "token"), f"{row['num_right']} right"
-    return _show(target), _show(answer)
-
-
-def _span_words(span: str, inputs: Mapping[str, str]) -> str:
-    """Return the words and the label of a span, or its tokens and its label if the words are not stored."""
-    first, last, label = split_span(span)
-    words = inputs.get(f"{first}:{last}")
-    return span if words is None else f"{words} ({label})"
-
-
-def show_input(values: Mapping[str, str]) -> object:
-    """Return the text or the picture that a model read."""
-    if _BASE64.fullmatch(picture := values.get("image", "")):
-        return Markup('<img src="data:image/png;base64,{}" alt="input">').format(picture)
-    if columns := values.get("columns"):
-        return _show_columns(columns.split("\n"))
-    return shorten(values.get("text", ""), _TEXT)
-
-
-def _show_columns(lines: Sequence[str]) -> Markup:
-    """Return the columns of a row, a line `name: value` for each; some of many are folded."""
-    cells = (line.rpartition(": ")[::2] for line in lines)
-    shown = [Markup("<span>{} <b>{}</b></span>").format(*map(displayable, cell)) for cell in cells]
-    block = Markup('<div class="cells">{}</div>')
-    first, rest = (block.format(Markup(" ").join(part)) for part in (shown[:_COLUMNS], shown[_COLUMNS:]))
-    if len(shown) <= _COLUMNS:
-        return first
-    return first + Markup("<details><summary>more columns: {}</summary>{}</details>").format(
-        len(shown) - _COLUMNS, rest
-    )
-
-
-def _show(value: object) -> object:
-    if isinstance(value, list):
-        return short_name(", ".join(f"{item:.5g}" if isinstance(item, float) else str(item) for item in value))
-    return short_name(value) if isinstance(value, str) else value

@@ -58,12 +58,14 @@ class Table:
         title: What it contains.
         columns, rows: Numbers are formatted and stand on the right, None is empty.
         is_folded: Show only the title until a reader opens it.
+        is_stacked: On a narrow screen, show the cells of a row below each other, each with the name of its column.
     """
 
     title: str
     columns: Sequence[object]
     rows: Sequence[Sequence[object]]
     is_folded: bool = False
+    is_stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Section:
         lines: The lines that a legend for all of its figures names.
         warnings: Lines.
         figures, tables: The content.
+        sentences: The most important of it in words; they come first.
     """
 
     title: str
@@ -84,6 +87,7 @@ class Section:
     warnings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+    sentences: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def render_page(page: Page) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_finalize)
-    environment.filters |= {"format_cell": _format_cell, "attributes": _attributes}
+    environment.filters |= {"format_cell": _format_cell, "attributes": _attributes, "plain": _plain}
     return environment.from_string(TEMPLATE)
 
 
@@ -164,7 +168,7 @@ def _shown(section: Section) -> dict[str, Any] | None:
         if figure.svg
     ]
     tables = [{**vars(table), "is_number": _number_columns(table)} for table in section.tables if table.rows]
-    if not figures and not tables and not section.warnings:
+    if not figures and not tables and not section.warnings and not section.sentences:
         return None
     return {**vars(section), "figures": figures, "tables": tables, "legend": _legend(section.lines)}
 
@@ -192,6 +196,11 @@ def _attributes(value: object) -> Markup:
     text = value if isinstance(value, str) and not isinstance(value, Markup) else ""
     css = "long" if len(text) > _SHORT else "whole" if 0 < len(text) <= _WHOLE else ""
     return Markup(f' class="{css}"' * bool(css) + ' dir="auto"' * (not text.isascii()))
+
+
+def _plain(value: object) -> str:
+    """Return a cell without its markup."""
+    return value.striptags() if isinstance(value, Markup) else str(value)
 
 
 def _format_cell(value: object) -> object:

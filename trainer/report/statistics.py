@@ -112,18 +112,18 @@ def count_classes(targets: Sequence[Any], predictions: Sequence[Any], classes: S
 
 def count_labels(targets: Sequence[Any], predictions: Sequence[Any], classes: Sequence[str] | None) -> Confusion:
     """Return the counts of sets of labels, without pairs: it is unknown which label takes another one's place."""
-    support = Counter(name for row in targets for name in row or ())
-    predicted = Counter(name for row in predictions for name in row or ())
-    both = zip(targets, predictions, strict=True)
-    right = Counter(name for row, answer in both for name in {*(row or ())} & {*(answer or ())})
+    pairs = known_pairs(targets, predictions)
+    support = Counter(name for row, _ in pairs for name in row)
+    predicted = Counter(name for _, answer in pairs for name in answer)
+    right = Counter(name for row, answer in pairs for name in {*row} & {*answer})
     return _of_counts(list(classes or sorted({*support, *predicted})), support, predicted, right)
 
 
 def count_entities(targets: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
     """Return the counts of entities by type; one is right if its type, its first and its last word are."""
     support, predicted, right = Counter[str](), Counter[str](), Counter[str]()
-    for row, answer in zip(targets, predictions, strict=True):
-        actual, guesses = find_entities(row or ()), find_entities(answer or ())
+    for row, answer in known_pairs(targets, predictions):
+        actual, guesses = find_entities(row), find_entities(answer)
         for counter, spans in ((support, actual), (predicted, guesses), (right, actual & guesses)):
             counter.update(name for name, _, _ in spans)
     return _of_counts(sorted({*support, *predicted}), support, predicted, right)
@@ -132,11 +132,17 @@ def count_entities(targets: Sequence[Any], predictions: Sequence[Any]) -> Confus
 def count_spans(targets: Sequence[Any], predictions: Sequence[Any]) -> Confusion:
     """Return the counts of spans by label, each as the text of `trainer.predictions.format_span`."""
     support, predicted, right = Counter[str](), Counter[str](), Counter[str]()
-    for row, answer in zip(targets, predictions, strict=True):
-        actual, guesses = {*(row or ())}, {*(answer or ())}
+    for row, answer in known_pairs(targets, predictions):
+        actual, guesses = {*row}, {*answer}
         for counter, spans in ((support, actual), (predicted, guesses), (right, actual & guesses)):
             counter.update(split_span(span)[2] for span in spans)
     return _of_counts(sorted({*support, *predicted}), support, predicted, right)
+
+
+def known_pairs(targets: Sequence[Any], predictions: Sequence[Any]) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """Return the lists of targets and predictions of each row that has a target."""
+    pairs = zip(targets, predictions, strict=True)
+    return [(target, answer or ()) for target, answer in pairs if target is not None]
 
 
 def _of_counts(names: Sequence[str], *counters: Counter[str]) -> Confusion:

@@ -46,7 +46,9 @@ svg { display: block; height: auto; width: 100% }
 svg text { fill: var(--muted); font: 12px system-ui, sans-serif; font-variant-numeric: tabular-nums }
 svg text.axis { font-weight: 600 }
 .grid { stroke: var(--rule) } .mark { stroke: var(--muted); stroke-dasharray: 4 3 }
-polyline { fill: none; stroke: var(--color); stroke-linejoin: round; stroke-width: 2 }
+polyline {
+  fill: none; stroke: var(--color); stroke-linejoin: round; stroke-width: 2; vector-effect: non-scaling-stroke;
+}
 circle, .bars rect { fill: var(--color) }
 .bars rect { fill-opacity: .7 }
 .points circle { fill-opacity: .45 }
@@ -87,6 +89,8 @@ td .cells b { font-weight: 600 }
 td img { display: block; height: 4rem; image-rendering: pixelated; width: auto }
 details { margin: 1rem 0 }
 summary { cursor: pointer; font-weight: 600 }
+.sentences { margin: .5rem 0 1rem; max-width: 60rem; padding-left: 1.2rem }
+.sentences li { margin: .2rem 0; overflow-wrap: anywhere }
 .warnings { color: var(--warning); margin: .5rem 0; overflow-wrap: anywhere; padding-left: 1.2rem }
 @media (max-width: 40rem) {
   main { padding: 1.25rem 1rem 3rem }
@@ -98,6 +102,14 @@ summary { cursor: pointer; font-weight: 600 }
   .tall { grid-row: auto }
   td { max-width: 18rem; min-width: 4rem }
   td.long { min-width: 16rem }
+  .stacked thead { display: none }
+  .stacked, .stacked tbody, .stacked tr, .stacked td { display: block; width: 100% }
+  .stacked tr { border-bottom: 1px solid var(--rule); padding: .6rem 0 }
+  .stacked td { border: 0; max-width: none; padding: .1rem 0; text-align: left }
+  .stacked td:empty { display: none }
+  .stacked td:not(:first-child) { display: inline-block; margin-right: 1.1rem; min-width: 0; width: auto }
+  .stacked td:not(:first-child)::before { color: var(--muted); content: attr(data-column) ": " }
+  .stacked td .cells { display: inline-flex; min-width: 0 }
 }
 @media print {
   html { font-size: 10px }
@@ -133,13 +145,16 @@ base-uri 'none'; form-action 'none'">
 <ul class="legend">{% for line in lines %}<li class="{{ line.css }}">{{ line.name }}</li>{% endfor %}</ul>
 {% endmacro %}
 {% macro table(block) %}
-<div class="scroll" tabindex="0" role="region" aria-label="{{ block.title }}"><table>
+<div class="scroll" tabindex="0" role="region" aria-label="{{ block.title }}">\
+<table{% if block.is_stacked %} class="stacked" role="table"{% endif %}>
 <thead><tr>{% for column in block.columns %}\
 <th scope="col"{% if block.is_number[loop.index0] %} class="number"{% endif %}>\
 {{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
-{% for row in block.rows %}<tr>\
-{% for cell in row %}<td{{ cell | attributes }}>{{ cell | format_cell }}</td>{% endfor %}</tr>
+{% for row in block.rows %}<tr{% if block.is_stacked %} role="row"{% endif %}>\
+{% for cell in row %}<td\
+{% if block.is_stacked %} role="cell" data-column="{{ block.columns[loop.index0] | plain }}"{% endif %}\
+{{ cell | attributes }}>{{ cell | format_cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table></div>
 {% endmacro %}
@@ -154,6 +169,9 @@ base-uri 'none'; form-action 'none'">
 <section>
 <h2>{{ section.title }}</h2>
 {% if section.note %}<p class="muted">{{ section.note }}</p>{% endif %}
+{% if section.sentences %}<ul class="sentences">
+{% for line in section.sentences %}<li>{{ line }}</li>
+{% endfor %}</ul>{% endif %}
 {% if section.legend %}{{ legend(section.legend) }}{% endif %}
 {% if section.warnings %}<ul class="warnings">
 {% for line in section.warnings %}<li>{{ line }}</li>
