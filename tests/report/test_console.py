@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
-from trainer.report.console import format_number, open_console, print_table
+from trainer.report.console import format_number, open_console, print_sentence, print_table
 
 
 def terminal(*, width: int = 100) -> Console:
@@ -33,6 +34,20 @@ def test_rich_treats_any_output_as_a_terminal(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert open_console("rich").is_terminal
     assert not open_console("auto").is_terminal
+
+
+def test_a_sentence_is_broken_between_words_on_a_terminal_only() -> None:
+    text = "note: no latency of 1 of 1 shapes: [something] else used the processor :smile:"
+    terminal, file = (
+        Console(file=io.StringIO(), width=40, force_terminal=each, markup=False, emoji=False) for each in (True, False)
+    )
+    print_sentence(terminal, text)
+    print_sentence(file, text)
+    assert written(file) == f"{text}\n"
+    shown = Text.from_ansi(written(terminal)).plain.splitlines()
+    assert len(shown) == 3
+    assert max(map(len, shown)) <= 40
+    assert " ".join(line.strip() for line in shown) == text
 
 
 class TestNumber:

@@ -20,7 +20,7 @@ from trainer.errors import ConfigError, format_error
 from trainer.files.atomic_io import discard
 from trainer.layout import DECISION_RULE, Document
 from trainer.protocols import HasDecisionRule, Task
-from trainer.report.console import open_console, print_table
+from trainer.report.console import open_console, print_sentence, print_table
 from trainer.validation_sets import VALIDATION
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def _show_thresholds(console: Console, thresholds: Mapping[str, Threshold], task
     columns = ["label", "threshold", "positive rows", "F1 before", "F1", "precision", "recall"]
     print_table(console, "thresholds on the validation split", columns, rows[:_MAX_ROWS])
     if len(rows) > _MAX_ROWS:
-        console.out(f"{counted(len(rows) - _MAX_ROWS, 'more label', 'is')} in {DECISION_RULE}", highlight=False)
+        print_sentence(console, f"{counted(len(rows) - _MAX_ROWS, 'more label', 'is')} in {DECISION_RULE}")
     if task.target == "class":
         print_lines(f"note: {next(iter(thresholds))!r}, the rarer class of training, is predicted above the threshold.")
     none = [label for label, each in thresholds.items() if not each.num_positive]

@@ -19,7 +19,7 @@ from trainer.errors import raise_if_any
 from trainer.export.timing import describe_disturbed
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.progress import phase
-from trainer.report.console import open_console, print_table
+from trainer.report.console import open_console, print_sentence, print_table
 from trainer.report.screen import phases_shown
 from trainer.signals import exit_on_sigterm
 
@@ -128,10 +128,10 @@ def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
         [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
     )
     if reused := [artifact.path.name for artifact in artifacts if artifact.reused]:
-        console.out(f"reused from an earlier export of the same model: {', '.join(reused)}", highlight=False)
+        print_sentence(console, f"reused from an earlier export of the same model: {', '.join(reused)}")
     timings = [row for row in artifacts[0].timings if not row.disturbed]
     if disturbed := len(artifacts[0].timings) - len(timings):
-        console.out(f"note: {describe_disturbed(disturbed, len(artifacts[0].timings))}", highlight=False)
+        print_sentence(console, f"note: {describe_disturbed(disturbed, len(artifacts[0].timings))}")
     if not timings:
         return
     print_table(

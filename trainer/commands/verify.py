@@ -32,7 +32,7 @@ from trainer.layout import (
     export_folders,
     step_name,
 )
-from trainer.report.console import open_console, print_table
+from trainer.report.console import open_console, print_sentence, print_table
 from trainer.report.logs import logs_silenced
 from trainer.signals import end_on_signals
 
@@ -140,7 +140,7 @@ def _replay_with_others(parts: Sequence[Part]) -> list[str]:
     for part in parts:
         if part.devices != size and is_first_rank() and not is_watched():
             trained = f"trained on {counted(part.devices, 'device')}, not on {size}"
-            console.out(f"no {part.title}: it was {trained}.", highlight=False)
+            print_sentence(console, f"no {part.title}: it was {trained}.")
     own_parts = [part for part in parts if part.devices == size]
     if not own_parts:
         return faults
@@ -184,7 +184,7 @@ def _verify_artifacts(folder: Path, console: Console) -> list[str]:
         rows = [[name, fault or "intact"] for name, fault in faults.items()]
         print_table(console, str(folder), ["file", "state"], rows)
     if not is_verifiable(folder):
-        console.out(f"note: {folder}: {UNSEALED}.", highlight=False)
+        print_sentence(console, f"note: {folder}: {UNSEALED}.")
     return [f"{folder / name}: {fault}." for name, fault in faults.items() if fault]
 
 
@@ -193,7 +193,7 @@ def _training_parts(job: VerifyJob, folder: Path, intact: IntactCheckpoints, con
     if steps is None:
         remedy = "Set start=step-0 to replay from the start" if intact.folders else "The run has none"
         if console is not None:
-            console.out(f"no replay: two intact checkpoints are needed. {remedy}.", highlight=False)
+            print_sentence(console, f"no replay: two intact checkpoints are needed. {remedy}.")
         return
     first, last = steps
     start, stop = intact.folders.get(first), intact.folders[last]

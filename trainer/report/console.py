@@ -67,6 +67,11 @@ def open_console(style: ConsoleStyle, *, outlives_reader: bool = False) -> Conso
     return _Screen(style, outlives_reader=outlives_reader)
 
 
+def print_sentence(console: Console, text: str) -> None:
+    """Print a text, broken between words on a terminal and in one line elsewhere."""
+    console.print(displayable(text), soft_wrap=not console.is_terminal)
+
+
 def format_bytes(count: int | None) -> str:
     """Return a number of bytes in a unit that people read; None was not measured."""
     if count is None:
