@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import yaml
 from onnx import TensorProto
 from pyarrow import parquet as pq
 
-from tests.support.hostile_documents import DAMAGES, graph_of, seal_again, variants, write_temperature
+from tests.support.hostile_documents import DAMAGES, endless_graph, graph_of, seal_again, variants, write_temperature
 from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import train, working_in, write_data
 from trainer.cli import main
@@ -294,6 +296,43 @@ def test_a_row_whose_output_is_nan_has_no_class(run: Path, tmp_path: Path) -> No
     seal_again(alone / "manifest.json")
     answers = ServedModel(alone).answer([{"text": "hammer and saw"}, {"text": ""}], 1)
     assert answers == [{"error": "the output of the model is NaN"}, {"error": "is empty"}]
+
+
+@pytest.fixture
+def endless(run: Path, tmp_path: Path) -> Path:
+    """A folder of artifacts whose graph has a loop without an end."""
+    alone = shutil.copytree(run / "export", tmp_path / "endless")
+    (alone / "model.onnx").write_bytes(endless_graph())
+    seal_again(alone / "manifest.json")
+    return alone
+
+
+def test_a_signal_ends_a_graph_that_never_ends(endless: Path) -> None:
+    def is_running() -> bool:
+        return any(thread.name == "ONNX graph" for thread in threading.enumerate())
+
+    def stop() -> None:
+        deadline = time.monotonic() + 300
+        while not is_running() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if is_running():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", f"run={endless}", "input=hammer and saw"])
+    stopper.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not is_running()
+
+
+def test_a_server_ends_a_graph_that_never_ends(endless: Path) -> None:
+    model = ServedModel(endless, timeout=0.2)
+    with pytest.raises(TimeoutError):
+        model.answer([{"text": "hammer and saw"}], 1)
+    with pytest.raises(CheckpointError, match=r"does not answer its golden rows within 0.2 seconds \(timeout\)"):
+        model.check()
 
 
 @pytest.mark.parametrize("longest", [-1, 0, None, 2**40])

@@ -15,12 +15,14 @@ from pyarrow import parquet
 from torch import Tensor
 
 from trainer.errors import ConfigError
+from trainer.export.bundle.predict import find_undefined as find_undefined_in_artifact
 from trainer.predict import predictor
 from trainer.predict.input_rows import InputRow, RowFormat, read_rows
-from trainer.predict.predictor import Predictor, RowCounts, check_task
+from trainer.predict.predictor import Predictor, RowCounts, check_task, find_undefined
 from trainer.protocols import Batching
 from trainer.task.causal_lm import CausalLm
 from trainer.task.text_classification import TextClassification
+from trainer.task.token_classification import TokenClassification
 
 TEXTS = [f"{'word ' * (number * 7 % 11)}end" for number in range(40)]
 
@@ -195,3 +197,34 @@ def test_memory_does_not_grow_with_the_file(
         assert total == count
 
     assert peaks[2] - peaks[1] < 0.1 * (sizes[2] - sizes[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 5, 2), (3, 2, 5, 5)])
+@pytest.mark.parametrize("find", ["run", "artifact"])
+def test_nan_outside_of_padding_makes_a_row_undefined(shape: tuple[int, ...], find: str) -> None:
+    """Row 0 has no NaN, row 1 one at its last token, row 2 one at padding."""
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    output = torch.zeros(shape)
+    broken = {2: [(1, 1)], 3: [(1, 2, 1), (2, 2, 1)], 4: [(1, 1, 0, 2), (2, 1, 0, 2), (2, 1, 1, 0)]}
+    for place in broken[len(shape)]:
+        output[place] = float("nan")
+    if find == "run":
+        packed = {"output_index": torch.where(mask > 0, 7, -1)}
+        for inputs in ({"attention_mask": mask}, packed):
+            assert find_undefined(output, inputs) == [False, True, False]
+    else:
+        assert find_undefined_in_artifact(output.numpy(), {"attention_mask": mask.numpy()}) == [1]
+
+
+def test_tags_whose_outputs_are_nan_are_an_error() -> None:
+    task = TokenClassification(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
+    task.fit(Dataset.from_dict({"words": [["a", "b"], ["c"]], "tags": [["B-X", "O"], ["O"]]}))
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        output = torch.zeros(*inputs["attention_mask"].shape, 2)
+        output[0] = float("nan")  # the longest row comes first
+        return output
+
+    rows = [InputRow(number, f"row {number}", {"words": words}) for number, words in enumerate([["c"], ["a", "b"]])]
+    (window,) = Predictor(task, forward, "padded", 2, 1).predict(iter(rows), RowCounts())
+    assert [prediction.get("error") for _, prediction in window] == [None, "row 1: the output of the model is NaN."]

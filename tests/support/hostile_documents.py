@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.hostile_files import reseal, reseal_document
@@ -72,6 +74,29 @@ def graph_of(*shape: int | None, value: float = 0.5, kind: int = TensorProto.FLO
         graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
     ).SerializeToString()
     return model
+
+
+def endless_graph() -> bytes:
+    """Return a graph with the inputs of a text task and a loop that has no end."""
+    model = onnx.load_from_string(graph_of(None, 3, name="start"))
+    bools, floats = (
+        partial(helper.make_tensor_value_info, elem_type=kind) for kind in (TensorProto.BOOL, TensorProto.FLOAT)
+    )
+    body = helper.make_graph(
+        [helper.make_node("Identity", [each], [f"{each}_out"]) for each in ("more", "kept")],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            bools("more", shape=[]),
+            floats("kept", shape=None),
+        ],
+        [bools("more_out", shape=[]), floats("kept_out", shape=None)],
+    )
+    model.graph.node.append(helper.make_node("Loop", ["", "always", "start"], ["output"], body=body))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    model.graph.output[0].name = "output"
+    graph: bytes = model.SerializeToString()
+    return graph
 
 
 def write_temperature(run: Path) -> None:

@@ -26,7 +26,7 @@ def run(job: ServeJob, config: Document) -> None:
 
     Raises:
         ConfigError: The address cannot be used, or the extra is not installed.
-        CheckpointError: There is no proved artifact, or it is damaged.
+        CheckpointError: There is no proved artifact, it is damaged, or it does not answer in time.
         ProofError: The artifact does not give the golden answers on this machine.
     """
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
@@ -42,7 +42,7 @@ def run(job: ServeJob, config: Document) -> None:
     folder = _find_artifacts(job)
     listening = listen(job.host, job.port)
     with listening:
-        model = ServedModel(folder, job.artifact, job.threads or 0)
+        model = ServedModel(folder, job.artifact, job.threads or 0, job.timeout)
         if not model.check():
             print_lines(f"note: {folder}: has no golden rows, so its answers were not compared on this machine.")
         if model.rule_note:

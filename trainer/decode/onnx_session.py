@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +17,9 @@ IDS: Final = "input_ids"
 SCORES: Final = "logits"
 """Names of the graph's first input and first output; the others are the cache, `past_<n>` in and `present_<n>` out."""
 
+_PATIENCE = 2.0
+"""Seconds that an ended call may take to return; the node that is being computed is completed."""
+
 
 def start_session(path: Path) -> onnxruntime.InferenceSession:
     """Load a graph into ONNX Runtime on the CPU, with as many threads as torch uses."""
@@ -23,6 +29,36 @@ def start_session(path: Path) -> onnxruntime.InferenceSession:
     # Idle threads that spin after a call take the cores from whatever runs next: torch was five times slower.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def call_graph(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str] | None, inputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Compute outputs of a graph by name, None for all; an exception of a signal ends the call.
+
+    A graph may contain a loop that has no end. Python runs the handlers of signals in the main thread, and only when
+    that thread runs Python, so another thread makes the call.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return list(session.run(outputs, inputs))
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    called: Future[list[np.ndarray]] = Future()
+
+    def call() -> None:
+        try:
+            called.set_result(session.run(outputs, inputs, options))
+        except BaseException as error:
+            called.set_exception(error)
+
+    thread = threading.Thread(target=call, name="ONNX graph", daemon=True)
+    try:
+        thread.start()
+        return called.result()
+    finally:
+        options.terminate = True
+        if thread.is_alive():
+            thread.join(_PATIENCE)
 
 
 class OnnxSession:
@@ -42,7 +78,7 @@ class OnnxSession:
 
     def feed(self, input_ids: Tensor) -> Tensor:
         past = dict(zip(self._names, self._cache, strict=True))
-        scores, *self._cache = self._graph.run(None, {IDS: input_ids.numpy(), **past})
+        scores, *self._cache = call_graph(self._graph, None, {IDS: input_ids.numpy(), **past})
         return torch.from_numpy(scores)
 
     def reorder(self, rows: Tensor) -> None:

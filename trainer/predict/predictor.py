@@ -137,11 +137,12 @@ class Predictor:
             rows = {role: [values[kept[index]] for index in indices] for role, values in columns.items()}
             batch = {name: [values[index] for index in indices] for name, values in encoded.items()}
             with self.context():
-                output = calibrate_output(self.task, self.forward(self.task.model_inputs(batch, self.batching)))
+                inputs = self.task.model_inputs(batch, self.batching)
+                output = calibrate_output(self.task, self.forward(inputs))
                 batch_predictions = self.task.predictions(
                     output, rows=rows, encoded=batch, batching=self.batching, top=self.top
                 )
-                undefined = output.isnan().any(1).tolist() if output.ndim == 2 else []
+                undefined = find_undefined(output, inputs)
                 for index, prediction in zip(indices, batch_predictions, strict=True):
                     predictions[usable[kept[index]]] = prediction
             # Half precision may overflow; the answers to such a row would be any class and no probability.
@@ -189,6 +190,24 @@ class Predictor:
             stop = start + max(1, min(self.batch_size, limit))
             yield order[start:stop]
             start = stop
+
+
+def find_undefined(output: Tensor, inputs: Mapping[str, Tensor]) -> list[bool]:
+    """Return whether the outputs of each row contain NaN.
+
+    Args:
+        output: One output of each row (B, C), of its tokens (B, T, C) or of its pairs of tokens (B, C, T, T).
+        inputs: The inputs of the model, which say which tokens are padding.
+    """
+    undefined = output.isnan()
+    if output.ndim > 2:
+        index = inputs.get("output_index")  # of packed inputs
+        is_token = (inputs["attention_mask"] > 0 if index is None else index >= 0).to(output.device)
+        if output.ndim == 3:
+            undefined = undefined & is_token[..., None]
+        else:
+            undefined = undefined & (is_token[:, None, :, None] & is_token[:, None, None, :]).triu()
+    return undefined.flatten(1).any(1).tolist()
 
 
 def _count_characters(value: object) -> int:

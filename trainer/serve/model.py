@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import cycle, islice, pairwise
 from pathlib import Path
-from threading import Lock
-from time import perf_counter
+from threading import Lock, Thread
+from time import monotonic, perf_counter, sleep
 from typing import Any, NoReturn
+from weakref import ref
 
 import numpy as np
+import onnxruntime
 
 from trainer import shapes
 from trainer.errors import CheckpointError, ConfigError, ProofError, format_error
@@ -47,6 +50,54 @@ class ExportFolder(Folder):
         raise CheckpointError(format_error(str(self.path / name), problem, "Get the folder again, or export it again"))
 
 
+class TimedSession:
+    """A session of ONNX Runtime that ends calls that take too long: a graph may contain a loop that has no end.
+
+    Args:
+        session: The session.
+        seconds: The longest time of a call.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, seconds: float) -> None:
+        self._session, self._seconds = session, seconds
+        self._deadlines: dict[onnxruntime.RunOptions, float] = {}
+        Thread(target=_end_late_calls, args=(ref(self), min(1.0, seconds / 4)), name="deadlines", daemon=True).start()
+
+    def run(self, names: list[str], inputs: Inputs) -> list[np.ndarray]:
+        """Return outputs by name.
+
+        Raises:
+            TimeoutError: The call has taken too long.
+        """
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = 4  # errors are raised
+        self._deadlines[options] = monotonic() + self._seconds
+        try:
+            outputs: list[np.ndarray] = self._session.run(names, inputs, options)
+        except Exception:
+            if options.terminate:
+                raise TimeoutError from None
+            raise
+        finally:
+            del self._deadlines[options]
+        return outputs
+
+    def end_late_calls(self) -> None:
+        """End the calls whose time is over."""
+        now = monotonic()
+        for options, deadline in [*self._deadlines.items()]:
+            if deadline < now:
+                options.terminate = True
+
+
+def _end_late_calls(session: ref[TimedSession], interval: float) -> None:
+    """End late calls of a session as long as it exists."""
+    while (own := session()) is not None:
+        own.end_late_calls()
+        del own
+        sleep(interval)
+
+
 class EncodedImage(BytesIO):
     """The bytes of an image, which messages name by its field."""
 
@@ -61,6 +112,7 @@ class ServedModel:
         folder: The export folder.
         artifact: The format to serve; None is the first of onnx, onnx_fp16, onnx_int8 in the manifest.
         threads: Number of threads of the model; 0 is the number of cores.
+        timeout: Seconds after which a call of the model ends with TimeoutError; None is no limit.
 
     Attributes:
         file: Name of the ONNX file.
@@ -74,7 +126,9 @@ class ServedModel:
         CheckpointError: The folder is no export, is damaged or has no such artifact.
     """
 
-    def __init__(self, folder: Path, artifact: str | None = None, threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path, artifact: str | None = None, threads: int = 0, timeout: float | None = None
+    ) -> None:
         self.folder = ExportFolder(folder)
         if not (folder / EXPORT_MANIFEST).is_file():
             problem = "is not a folder of artifacts"
@@ -89,6 +143,9 @@ class ServedModel:
         self.file = str(self._model["file"])
         self.rows, self.answers = map(str, self.folder.read_json(TASK)[PREDICT_SCRIPT])
         self._predictor = Predictor(self.file, folder=self.folder, threads=threads)
+        self._timeout = timeout
+        if timeout is not None:
+            self._predictor.session = TimedSession(self._predictor.session, timeout)
         reading = self.folder.load("rows.py")
         self._pick, self.reason_of = reading["pick"], reading["reason_of"]
         self._columns = self._predictor.columns()
@@ -109,10 +166,13 @@ class ServedModel:
 
         Raises:
             ProofError: They differ.
+            CheckpointError: The model does not answer in time.
         """
         if not (self.folder.path / GOLDEN_ROWS).is_file():
             return False
-        if not self.folder.load("check.py")["check"](self._predictor, allowed_difference(self.folder, self._model)):
+        with self._answers_in_time():
+            equal = self.folder.load("check.py")["check"](self._predictor, allowed_difference(self.folder, self._model))
+        if not equal:
             problem = "does not give the golden answers on this machine"
             remedy = "Export it again here, or lower the number of formats to those that trainer export proves"
             raise ProofError(format_error(str(self.folder.path / self.file), problem, remedy))
@@ -168,7 +228,11 @@ class ServedModel:
         return answers
 
     def count_quick_rows(self, batch_size: int) -> int:
-        """Return how many rows the model answers in `QUICK_SECONDS`; 0 if rows differ in their time, as texts do."""
+        """Return how many rows the model answers in `QUICK_SECONDS`; 0 if rows differ in their time, as texts do.
+
+        Raises:
+            CheckpointError: The model does not answer in time.
+        """
         golden = read_document(self.folder.path / GOLDEN_ROWS) if self.rows == "tables" else None
         if not golden or not golden["rows"]:
             return 0
@@ -176,9 +240,20 @@ class ServedModel:
         seconds = []
         for _ in range(5):
             begin = perf_counter()
-            self.answer(rows, 1)
+            with self._answers_in_time():
+                self.answer(rows, 1)
             seconds.append(perf_counter() - begin)
         return int(QUICK_SECONDS / min(seconds) * batch_size)
+
+    @contextmanager
+    def _answers_in_time(self) -> Iterator[None]:
+        """Refuse the folder if the model does not answer its golden rows in time."""
+        try:
+            yield
+        except TimeoutError:
+            problem = f"does not answer its golden rows within {self._timeout:g} seconds (timeout)"
+            remedy = "Set a larger timeout, or get the folder again"
+            raise CheckpointError(format_error(str(self.folder.path / self.file), problem, remedy)) from None
 
     def describe(self) -> dict[str, Any]:
         """Return what a client must know: the columns of a row, and an example of rows with their answers."""

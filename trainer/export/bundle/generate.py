@@ -13,6 +13,7 @@ Needs onnxruntime, numpy and tokenizers.
 import argparse
 import json
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,8 @@ class Generator:
         for _ in range(self.max_length - len(prompt)):
             inputs = {"input_ids": np.array([read], dtype=np.int64), **dict(zip(past, cache, strict=True))}
             scores, *cache = self.session.run(None, inputs)
+            if np.isnan(scores).any():
+                raise ValueError("the output of the model is NaN")
             token = choose(scores[0])
             yield token
             if token == self.end_id:
@@ -71,7 +74,10 @@ class Generator:
                 "prompt": prompt,
                 "error": f"has {len(ids)} tokens; only 1 to {self.max_length - 1} can be continued",
             }
-        new = [token for token, _ in zip(self.tokens(ids, choose), range(limit), strict=False)]
+        try:
+            new = [token for token, _ in zip(self.tokens(ids, choose), range(limit), strict=False)]
+        except ValueError as error:
+            return {"prompt": prompt, "error": str(error)}
         ended = "end" if new[-1] == self.end_id else "length" if len(new) == limit else "context"
         shown = [token for token in new if token not in self.special]
         # Decoded together with the prompt, so that a space between them is kept.
@@ -107,6 +113,7 @@ def make_sampler(temperature: float, top_k: int, top_p: float, seed: int) -> Cal
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler waits until the model has answered
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="default: the lines of standard input")
     parser.add_argument("--limit", type=int, default=64, help="largest number of new tokens")

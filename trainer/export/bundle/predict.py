@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,6 +201,8 @@ class Predictor:
         try:
             used = {name: inputs[name] for name in self.input_names}
             return np.asarray(self.session.run(["output"], used)[0])
+        except TimeoutError:  # of a server's session
+            raise
         except Exception as error:
             self._refuse_all(error)
 
@@ -220,7 +223,7 @@ class Predictor:
         try:
             answers: list[Row] = self.answerer.answer(output, rows, inputs, top)
             # Half precision may overflow; the answer to such a row would be any class and no probability.
-            for place in np.flatnonzero(np.isnan(output).any(axis=1)) if output.ndim == 2 else ():
+            for place in find_undefined(output, inputs):
                 answers[place] = {"error": "the output of the model is NaN"}
         except Exception as error:
             self._refuse_all(error)
@@ -268,6 +271,19 @@ class Predictor:
         return columns_by_role(manifest)
 
 
+def find_undefined(output: np.ndarray, inputs: Inputs) -> list[int]:
+    """Return the rows whose outputs (B, C), (B, T, C) or (B, C, T, T) of rows, tokens or their pairs contain NaN."""
+    undefined = np.isnan(output)
+    if output.ndim > 2:
+        is_token = inputs["attention_mask"] > 0  # what is computed for padding is not used
+        if output.ndim == 3:
+            undefined &= is_token[..., None]
+        else:
+            undefined &= np.triu(is_token[:, None, :, None] & is_token[:, None, None, :])
+    places: list[int] = np.flatnonzero(undefined.any(axis=tuple(range(1, output.ndim)))).tolist()
+    return places
+
+
 def columns_by_role(manifest: Row) -> Row:
     """Return the column of a file, or the list of its columns, for each role that the model reads."""
     own = manifest["provenance"].get("config", {"data": {"columns": {}}})["data"]["columns"]
@@ -299,6 +315,7 @@ def allowed_difference(folder: Folder, model: Row) -> float:
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler waits until the model has answered
     folder = Folder()
     models = find_models(folder)
     reader, answerer = folder.make_task()

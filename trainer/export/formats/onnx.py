@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
-from trainer.decode.onnx_session import start_session
+from trainer.decode.onnx_session import call_graph, start_session
 from trainer.export.cases import Forward
 from trainer.export.compare import Dimensions, check_inputs, check_output
 from trainer.export.folder import UNFINISHED, files_of, link
@@ -157,7 +157,7 @@ def open_session(path: Path) -> tuple[Forward, Dimensions, Dimensions]:
     session = start_session(path)
 
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
-        (output,) = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
+        (output,) = call_graph(session, [OUTPUT], {name: value.numpy() for name, value in inputs.items()})
         return torch.from_numpy(output)
 
     return forward, _dimensions(session.get_inputs()), _dimensions(session.get_outputs())
