@@ -65,3 +65,18 @@ def test_fingerprint_depends_on_contents_order_splits_and_settings() -> None:
     assert len(different) == 6
     with pytest.raises(DataError, match=r"^nowhere\.txt: cannot be read: No such file"):
         fingerprint("nowhere.txt")
+
+
+def test_links_out_of_the_folder_of_a_pattern_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("data/a/1.csv", "else/2.csv"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("")
+    Path("data/b").symlink_to(Path("else").absolute())
+    Path("data/a/3.csv").symlink_to("1.csv")
+    assert len(find_data_files({"train": "data/*/*.csv"}, [".csv"])["train"]) == 3
+    place = Path("else/2.csv").absolute()
+    message = f"data.train: followed links out of data to 1 place; the first is data/b/2.csv, which is {place}"
+    assert caplog.messages == [message]
+    caplog.clear()
+    find_data_files({"train": "data/b/2.csv"}, [".csv"])  # the user names the link
+    assert not caplog.messages

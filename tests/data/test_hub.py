@@ -109,6 +109,16 @@ def test_a_folder_names_no_data_outside_of_it(name: str) -> None:
         hub().load(["text"])
 
 
+def test_links_out_of_a_folder_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    rows(range(100)).to_parquet("elsewhere.parquet")
+    Path("data").mkdir()
+    Path("data/train.parquet").symlink_to(Path("elsewhere.parquet").absolute())
+    hub().load(["text"])
+    assert caplog.messages[0].startswith(
+        "data.path: followed links out of data to 1 place; the first is data/train.par"
+    )
+
+
 NO_DOCUMENTS = {
     "no YAML": ("README.md", "---\na: b: c\n---\n", "cannot be read (mapping values are not allowed here). Mend it"),
     "no UTF-8": ("README.md", "\udcff", "cannot be read ('utf-8' codec can't decode byte 0xff"),

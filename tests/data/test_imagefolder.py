@@ -232,3 +232,25 @@ def test_arguments_out_of_range_are_rejected() -> None:
         with pytest.raises(ConfigError, match=f"^{key}: "):
             folder(**changes)  # type: ignore[arg-type]
     assert folder().describe_role("image") == "the column image of data=imagefolder"
+
+
+def test_links_out_of_the_folder_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    write("root/a/1.png", "root/b/1.png", "else/c/3.png", "else/4.png")
+    Path("root/b/inside.png").symlink_to(Path("root/a/1.png").absolute())
+    assert len(folder().images["train"]) == 3
+    assert not caplog.messages
+    Path("root/c").symlink_to(Path("else/c").absolute())
+    Path("root/a/4.png").symlink_to(Path("else/4.png").absolute())
+    assert len(folder().images["train"]) == 5
+    place = Path("else/c").absolute()
+    assert caplog.messages == [
+        f"data.root: followed links out of root to 2 places; the first is root/c, which is {place}"
+    ]
+
+
+def test_a_split_that_is_a_link_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    write("else/a/1.png", "root/val/a/2.png")
+    Path("root/train").symlink_to(Path("else").absolute())
+    assert folder().images.keys() == {"train", "validation"}
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("data.root: followed links out of root to 1 place; the first is root/train, ")

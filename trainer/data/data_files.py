@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from difflib import get_close_matches
@@ -20,12 +21,15 @@ from trainer.data.line_reader import unreadable_error
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import GroupedShares, SplitLayout
 from trainer.data.splits import split_row_id
+from trainer.display import counted
 from trainer.errors import DataError, RowErrors, format_error, raise_if_any
 from trainer.layout import expand_home
 from trainer.validation_sets import by_split, file_stem, name_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_LOG = logging.getLogger(__name__)
 
 DataFiles: TypeAlias = DataFile | Annotated[list[DataFile], MinLen(1)]
 """A path, a pattern such as `data/*.csv`, or a list of them."""
@@ -147,6 +151,7 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
     paths = [path]
     if has_magic(pattern) and not path.exists():
         paths = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]
+        warn_of_links(key, _fixed_folder(path), paths)
     if not paths or not paths[0].exists():
         similar = get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.5)
         remedy = f"Did you mean {path.parent / similar[0]}" if similar else f"Paths are relative to {Path.cwd()}"
@@ -166,6 +171,26 @@ def _matches(split: str, pattern: str, suffixes: Sequence[str] | None) -> list[P
         if not access(path, R_OK):
             raise DataError(format_error(str(path), "permission denied", "Make the file readable for this user"))
     return paths
+
+
+def _fixed_folder(pattern: Path) -> Path:
+    """Return the folder whose name no wildcard is part of: `data` of `data/*/*.csv`."""
+    return next(folder for folder in pattern.parents if not has_magic(str(folder)))
+
+
+def warn_of_links(key: str, folder: Path, paths: Iterable[Path]) -> None:
+    """Warn of links that lead out of a folder: it may come from a stranger, and what they lead to is read.
+
+    Args:
+        key: The key that names the folder.
+        folder: The folder.
+        paths: Links in it, or places that may be below links.
+    """
+    root = folder.resolve()
+    if outside := [path for path in paths if not path.resolve().is_relative_to(root)]:
+        message = "%s: followed links out of %s to %s; the first is %s, which is %s"
+        places = counted(len(outside), "place")
+        _LOG.warning(message, key, folder, places, outside[0], outside[0].resolve())
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from annotated_types import MinLen
 
 from trainer.constraints import DataName, NonEmptyStr, Rule, validated
 from trainer.data.cells import ROLE_NOUNS, SPLIT_ROLES, describe_incomplete_rows, unescape_tab
-from trainer.data.data_files import content_digest
+from trainer.data.data_files import content_digest, warn_of_links
 from trainer.data.hub_folder import is_saved, raise_if_outside
 from trainer.data.line_reader import first_line_of
 from trainer.data.readers import check_arrow_file
@@ -240,6 +240,7 @@ class Hub:
         folder = self._folder
         if folder is not None:
             raise_if_outside(folder)
+            warn_of_links("data.path", folder, (path for path in folder.rglob("*") if path.is_symlink()))
             for path in sorted(folder.rglob("*.arrow")):
                 check_arrow_file(path)
         if folder is None and not is_reachable():

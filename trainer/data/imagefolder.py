@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.constraints import DataFolder, NonEmptyStr, Rule, validated
 from trainer.data.cells import IMAGE_SUFFIXES
-from trainer.data.data_files import content_digest, files_fingerprint
+from trainer.data.data_files import content_digest, files_fingerprint, warn_of_links
 from trainer.data.split_cache import cache_key, cached_splits
 from trainer.data.split_layout import SPLIT_KEYS, Shares, SplitLayout
 from trainer.data.splits import Sample, row_id, split_row_id, split_schema, write_splits
@@ -165,6 +165,7 @@ class ImageFolder:
                 remedy = f"Images end in {', '.join(IMAGE_SUFFIXES)}"
                 raise DataError(format_error(str(folder), problem, remedy))
             key = f"data.{file_stem(split) if split in self._validation else 'root'}"
+            warn_of_links(key, folder if split in self._validation else self._root, _links_in(folder))
             used = {label for _, label in images[split]}
             if empty := [str(label) for label in labels if label.name not in used]:
                 message = "%s: %s no images and so no class; remove the folder or add images: %s"
@@ -223,6 +224,16 @@ def _walk(folder: Path) -> Iterator[Path]:
                 folders.remove(name)
             seen.add(target)
         yield from (Path(path, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _links_in(folder: Path) -> Iterator[Path]:
+    """Yield the links to images and folders in a folder, not those below other links; the folder if it is a link."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for path, inner, files in os.walk(folder):
+        places = [Path(path, name) for name in (*inner, *files) if not name.startswith(".")]
+        yield from (place for place in places if place.is_symlink() and (place.is_dir() or _is_image(place)))
 
 
 def _raise_unreadable(error: OSError) -> NoReturn:
