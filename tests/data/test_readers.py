@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
+from trainer.data import line_reader, readers
 from trainer.data.readers import (
     column_names,
     format_suffix,
@@ -17,6 +18,8 @@ from trainer.data.readers import (
     read_records_or_errors,
 )
 from trainer.errors import DataError
+from trainer.files import untrusted
+from trainer.files.untrusted import Limits
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -93,6 +96,41 @@ def test_long_cells_are_read() -> None:
     Path("a.csv").write_text("text,label\n" + "a" * 200_000 + ",b\n")
 
     assert len(read("a.csv")[0][0]) == 200_000
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    small = Limits(line_bytes=8, expansion=2)
+    for module in (readers, line_reader, untrusted):
+        monkeypatch.setattr(module, "LIMITS", small)
+    return small
+
+
+@pytest.mark.usefixtures("limits")
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_long_texts_of_a_table_are_errors_of_their_rows(name: str, is_encoded: bool) -> None:
+    texts = pa.array([None, *["12345678"] * 1500, "éééé!", "", "1"])
+    rows = pa.table({"text": texts.dictionary_encode() if is_encoded else texts, "label": [1] * len(texts)})
+    (parquet.write_table if name == "a.parquet" else feather.write_feather)(rows, name)
+    records = [*read_records_or_errors(Path(name), ["text", "label"], separator=None, quote='"', column_remedy="")]
+    assert [str(each) for each in records if isinstance(each, DataError)] == [
+        f"{name}, row 1502: is longer than 8 bytes. Check the file, or raise data.max_line_bytes."
+    ]
+    assert [each[0] for each in records if not isinstance(each, DataError)] == [None, *["12345678"] * 1500, "", "1"]
+
+
+def test_a_text_that_is_stored_once_may_be_any_number_of_rows(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "_ALWAYS_UNPACKED", 0)
+    limits.line_bytes = 10_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 3000), pa.array(["word " * 1000]))
+    parquet.write_table(pa.table({"text": texts, "label": range(3000)}), "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a\.parquet: unpacks to more than 2 times its size.*raise data\.max_expansion"
+    ):
+        read("a.parquet")
+    limits.expansion = 15_000_000 // Path("a.parquet").stat().st_size + 1
+    assert len(read("a.parquet")) == 3000
 
 
 def test_key_missing_from_a_later_object_is_a_missing_value() -> None:

@@ -31,6 +31,7 @@ CASES: list[tuple[list[str], str]] = [
         )
     ),
     ([f"hydra/launcher={'a' * 300}"], "hydra/launcher: must be the name of an option"),
+    (["decode=sample"], "decode: unknown key, got 'sample'."),
     (["hydra/launcher=[[1],[2]]"], "hydra/launcher: must be the name of an option, got [[1], [2]]"),
     (["hydra/launcher={a:1}"], "hydra/launcher: must be the name of an option"),
     (["hydra.searchpath=1"], "hydra.searchpath: must be a list of folders, got 1"),

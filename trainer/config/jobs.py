@@ -75,9 +75,11 @@ class DataKeys:
         "share of the training samples of an epoch for each training file or pattern of files, such as "
         "{a.csv: 0.7, b.csv: 0.3}, or with data=hub for each of several training splits; null draws every sample once",
     )
-    max_line_bytes: Count = key(LIMITS.line_bytes, "longest line or cell of a text file, in bytes")
+    max_line_bytes: Count = key(LIMITS.line_bytes, "longest line of a text file, and longest text of a table, in bytes")
     max_expansion: Count = key(
-        LIMITS.expansion, "largest ratio of the unpacked to the compressed size of a .gz file beyond 16 MiB"
+        LIMITS.expansion,
+        "largest ratio, beyond 16 MiB, of the unpacked to the compressed size of a .gz file, and of the texts of a "
+        "Parquet or Arrow file to its size",
     )
     max_pixels: Count = key(LIMITS.pixels, "largest image, in pixels")
 

@@ -209,7 +209,9 @@ def _search_entries(override: Override) -> list[str]:
 def _sorted_by_subject(verb: str, parsed: Sequence[Override], groups: Groups) -> OverrideGroups:
     job_type = jobs.JOBS[verb]
     names = set(groups.names())
-    if not issubclass(job_type, jobs.TrainJob):
+    if issubclass(job_type, jobs.TrainJob):  # a user's config may have groups of its own, which are no parts
+        names -= {group for each in jobs.JOBS.values() for group in schema.groups(each)} - set(schema.groups(job_type))
+    else:
         names &= set(schema.groups(job_type))
     subjects: dict[str, list[Override]] = {"groups": [], "values": [], "hydra": [], "stored": []}
     for item in parsed:

@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.cells import short_repr
-from trainer.data.line_reader import READ_ERRORS, LineReader, decode_line, first_line_of, unreadable_error
+from trainer.data.line_reader import (
+    READ_ERRORS,
+    LineReader,
+    decode_line,
+    first_line_of,
+    long_line_error,
+    unreadable_error,
+)
 from trainer.data.swallowed_rows import SwallowedRows
 from trainer.display import counted
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
-from trainer.files.untrusted import JSON_ERRORS, LIMITS, describe_json_error, open_input, open_unpacked
+from trainer.files.untrusted import JSON_ERRORS, LIMITS, Unpacked, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
 
 Records = Iterator[Sequence[object]]
@@ -338,6 +345,7 @@ def _parse_columnar(
 ) -> RecordsOrErrors:
     """Read a Parquet or Arrow file batch by batch, and no columns except `columns`."""
     batches = _parquet_batches if path.suffix.lower() == ".parquet" else _arrow_batches
+    count, unpacked = 0, Unpacked(path, path.stat().st_size)
     with _damage_named(path):
         for batch in batches(path, columns):
             if columns is None:
@@ -345,7 +353,30 @@ def _parse_columnar(
                 return
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 piece = batch.slice(start, _BATCH_ROWS)
-                yield from zip(*(piece.column(column).to_pylist() for column in columns), strict=True)
+                cells = [_within_limits(piece.column(column), unpacked) for column in columns]
+                broken = {row for _, rows in cells for row in rows}
+                records = zip(*(column.to_pylist() for column, _ in cells), strict=True)
+                for row, record in enumerate(records):
+                    yield long_line_error(f"{path}, row {count + row + 1}") if row in broken else record
+                count += piece.num_rows
+
+
+def _within_limits(cells: Any, unpacked: Unpacked) -> tuple[Any, Sequence[int]]:
+    """Return cells without texts that are too long, and the rows of these; add the size of the texts to `unpacked`.
+
+    Few bytes of a file can be many rows: a text that is stored once may be the cell of any number of rows.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    texts = cells.dictionary_decode() if pyarrow.types.is_dictionary(cells.type) else cells
+    if not any(is_text(texts.type) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string)):
+        return cells, ()
+    sizes = compute.binary_length(texts)
+    unpacked.add(compute.sum(sizes).as_py() or 0)
+    too_long = compute.fill_null(compute.greater(sizes, LIMITS.line_bytes), False)
+    rows = compute.indices_nonzero(too_long).to_pylist()
+    return compute.if_else(too_long, None, texts) if rows else texts, rows
 
 
 @contextmanager

@@ -64,28 +64,49 @@ def open_unpacked(path: Path) -> BufferedReader:
         OSError: The file cannot be opened, or is not a regular file.
     """
     file = open_input(path)
-    return BufferedReader(_Unpacked(path, file), 1 << 17) if path.suffix.lower() == ".gz" else file
+    return BufferedReader(_GzipContents(path, file), 1 << 17) if path.suffix.lower() == ".gz" else file
 
 
-class _Unpacked(RawIOBase):
+class Unpacked:
+    """The bytes that a file has unpacked to.
+
+    Args:
+        path: The file.
+        packed: The bytes of the file that have been read.
+    """
+
+    def __init__(self, path: Path, packed: int = 0) -> None:
+        self._path, self._size = path, 0
+        self.packed = packed
+
+    def add(self, count: int) -> None:
+        """Add bytes.
+
+        Raises:
+            DataError: There are more than the limit for the bytes that have been read.
+        """
+        self._size += count
+        if self._size > max(_ALWAYS_UNPACKED, LIMITS.expansion * self.packed):
+            problem = f"unpacks to more than {LIMITS.expansion} times its size"
+            raise DataError(format_error(str(self._path), problem, "Check the file, or raise data.max_expansion"))
+
+
+class _GzipContents(RawIOBase):
     """The contents of a .gz file; a DataError in the place of contents beyond the limit."""
 
     def __init__(self, path: Path, file: BufferedReader) -> None:
         super().__init__()
-        self._path = path
+        self._unpacked = Unpacked(path)
         self._file = file
         self._contents = gzip.GzipFile(fileobj=file)
-        self._size = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count = self._contents.readinto(buffer)
-        self._size += count
-        if self._size > max(_ALWAYS_UNPACKED, LIMITS.expansion * self._file.tell()):
-            problem = f"unpacks to more than {LIMITS.expansion} times its size"
-            raise DataError(format_error(str(self._path), problem, "Check the file, or raise data.max_expansion"))
+        self._unpacked.packed = self._file.tell()
+        self._unpacked.add(count)
         return count
 
     def close(self) -> None:
