@@ -168,14 +168,6 @@ def test_errors_before_torch(data: list[str], overrides: list[str], messages: li
         ({"_target_": "torchmetrics.ConfusionMatrix"}, "torchmetrics.ConfusionMatrix'. Name another metric."),
         ({"_target_": "torchmetrics.StatScores"}, "torchmetrics.StatScores'. Name another metric."),
         ({"_target_": "builtins.dict"}, "metrics.0._target_: must make a torchmetrics.Metric, but makes dict"),
-        (
-            {"_target_": "torchmetrics.CalibrationError", "nbins": 3},
-            "metrics.0.nbins: unknown key, got 3. Did you mean n_bins?",
-        ),
-        (
-            {"_target_": "torchmetrics.AUROC", "quux": 3},
-            "metrics.0.quux: unknown key, got 3. Known: average, ignore_index",
-        ),
         ({"_target_": "torchmetrics.MeanSquaredError"}, "metrics.0: does not work for this task (RuntimeError"),
         ({"_target_": "torch.nn.Identity"}, "metrics.0._target_: must make a torchmetrics.Metric, but makes Identity"),
         ({"_target_": "torchmetrics.NoSuch"}, "metrics.0._target_: there is no NoSuch in torchmetrics"),

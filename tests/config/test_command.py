@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trainer.commands.init_parts import PARTS, write_part
 from trainer.config.command import check_command
 from trainer.config.jobs import EvalJob, ExportJob, TrainJob, stored_sections
 from trainer.config.schema import keys
@@ -469,6 +470,122 @@ def test_required_parameters_of_own_parts_are_checked_before_the_import(
     assert errors_of("train", "scheduler._target_=mine.ramp")[0].startswith("scheduler.warmup: is missing")
     assert check_command("train", ["scheduler=greedy", "scheduler._target_=mine.ramp", "scheduler.warmup=1"]).single
     assert check_command("train", ["loss._target_=mine.wrapped"]).single
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_keys_of_a_part_of_your_own_are_checked_before_the_import(kind: str, elsewhere: Path) -> None:
+    write_part(kind, "mine", force=False)
+    module = elsewhere / "mine.py"
+    module.write_text(f"raise SystemExit('imported')\n{module.read_text()}".replace("def __init__(self)", USER_INIT))
+    if kind == "metric":
+        assert errors_of("train", "metrics=[{_target_: mine.Mine, topp: 3}]") == [
+            "metrics.0.topp: mine.Mine has no such parameter, got 3. Did you mean top?"
+        ]
+        assert errors_of("train", "metrics=[{_target_: mine.Mine, top: x}]") == [
+            "metrics.0.top: must be an integer, got 'x'."
+        ]
+        assert check_command("train", ["metrics=[{_target_: mine.Mine, top: 3}]"]).single
+        return
+    assert check_command("train", [f"{kind}=mine"]).single
+    (message,) = errors_of("train", f"{kind}=mine", f"+{kind}.nothing=3")
+    assert message.startswith(f"{kind}.nothing: mine.")
+    assert "has no such parameter, got 3. Its parameters are " in message
+    assert message.endswith(f"Leave it out, with '~{kind}.nothing' if a file sets it.")
+
+
+USER_INIT = "def __init__(self, top: int = 1)"
+
+PLAIN = """
+raise SystemExit('imported')
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_outputs: int, width: int = 8, deep: bool = None, sizes: "list[int]" = None, net=1): ...
+
+class Child(Net): ...
+
+class Made(type): ...
+
+class Other(metaclass=Made):
+    def __init__(self, width: int): ...
+
+class New:
+    def __new__(cls, width: int): ...
+    def __init__(self, depth: int): ...
+
+@unknown
+class Wrapped(Net): ...
+
+class WithWrapped:
+    @unknown
+    def __init__(self, width: int): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "problems"),
+    [
+        ("Net +model.width=x +model.sizes=3", ["width: must be an integer, got 'x'", "sizes: must be a list of"]),
+        ("Child +model.width=1.5", ["width: must be an integer, got 1.5"]),
+        ("Child +model.widht=1", ["widht: plain.Child has no such parameter, got 1. Did you mean width?"]),
+        ("Net model.width=1", ["width: unknown key, got 1. Write +model.width, as plain.Net has this parameter and"]),
+        ("Net model.widht=1", ["widht: unknown key, got 1. Did you mean +model.width?"]),
+        ("New +model.size=1", ["size: plain.New has no such parameter", "width: is missing"]),
+        ("Net +model.width=2 +model.deep=null +model.sizes=[1] +model.net=x", []),
+        ("Other +model.size=1", []),
+        ("Wrapped +model.size=1", []),
+        ("WithWrapped +model.size=1", []),
+    ],
+)
+def test_plain_types_of_a_part_of_your_own_are_checked(keys: str, problems: list[str], elsewhere: Path) -> None:
+    (elsewhere / "plain.py").write_text(PLAIN)
+    name, *overrides = keys.split()
+    argv = [f"model._target_=plain.{name}", *overrides]
+    if not problems:
+        assert check_command("train", argv).single
+        return
+    messages = errors_of("train", *argv)
+    assert len(messages) == len(problems)
+    for message, problem in zip(messages, problems, strict=True):
+        assert message.startswith(f"model.{problem}")
+
+
+def test_a_part_of_your_own_is_read_from_a_folder_with_or_without_init(elsewhere: Path) -> None:
+    (elsewhere / "parts").mkdir()
+    (elsewhere / "parts" / "plain.py").write_text(PLAIN)
+    (elsewhere / "parts.py").write_text("")  # Python takes a folder with __init__.py before it, and it before others
+    assert errors_of("train", "model._target_=parts.plain.Net")[0].startswith("model._target_: there is no plain in")
+    (elsewhere / "parts.py").unlink()
+    for init in (False, True):
+        if init:
+            (elsewhere / "parts" / "__init__.py").touch()
+            (elsewhere / "parts.py").write_text("")
+        (message,) = errors_of("train", "model._target_=parts.plain.Net", "+model.size=1")
+        assert message.startswith("model.size: parts.plain.Net has no such parameter")
+    (elsewhere / "parts" / "__init__.py").unlink()
+    (elsewhere / "parts.py").unlink()
+    (message,) = errors_of("train", "model._target_=parts.plian.Net")
+    assert message == "model._target_: there is no module plian in parts, got 'parts.plian.Net'. Did you mean plain?"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("optimizer._target_=torch.optim.SGD +optimizer.momentumm=0.9", "Did you mean momentum?"),
+        ("optimizer._target_=torch.optim.SGD optimizer.momentum=0.9", "Write +optimizer.momentum, as torch.optim.SGD"),
+        ("metrics=[{_target_:torchmetrics.AUROC,avrage:macro}]", "metrics.0.avrage: torchmetrics.AUROC has no such"),
+        ("metrics=[{_target_:torchmetrics.AUROC,sync_on_comput:true}]", "Did you mean sync_on_compute?"),
+    ],
+)
+def test_keys_of_installed_parts_are_checked_before_the_import(argv: str, message: str) -> None:
+    (problem,) = errors_of("train", *argv.split())
+    assert message in problem
+
+
+def test_keys_of_installed_parts_are_accepted() -> None:
+    metric = "{_target_: torchmetrics.AUROC, average: macro, sync_on_compute: true, name: mine}"
+    parts = ["optimizer._target_=torch.optim.SGD", "+optimizer.momentum=0.9", f"metrics=[{metric}]"]
+    assert check_command("train", parts).single
 
 
 def test_every_option_with_an_unknown_key_is_named() -> None:

@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 
 from trainer.builders.contracts import check_contract
 from trainer.config.groups import HYDRA_KEYS, OWN
-from trainer.config.parts import CALL_ARGUMENTS, is_the_part, missing_argument
+from trainer.config.parts import CALL_ARGUMENTS, is_the_part, missing_argument, unknown_argument
 from trainer.errors import ConfigError, TrainerError, did_you_mean, format_error
 from trainer.layout import Document
 
@@ -163,9 +163,6 @@ def _check_arguments(
         names = ", ".join(signature.parameters)
         problems = [missing_argument(group, name, path) for name in missing]
         takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
-        for name in () if takes_any else sorted(arguments.keys() - signature.parameters.keys()):
-            # An entry of a list, such as `metrics[0]`, cannot be changed by itself.
-            how = f", with '~{group}.{name}' if a file sets it" if group.isidentifier() else ""
-            remedy = f"Its parameters are {names}. Leave it out{how}"
-            problems.append(format_error(f"{group}.{name}", f"{path} has no such parameter", remedy))
+        unknown = () if takes_any else sorted(arguments.keys() - signature.parameters.keys())
+        problems += [unknown_argument(group, name, arguments[name], path, [*signature.parameters]) for name in unknown]
         raise ConfigError(*problems or [f"{group}: {path} {error}. Its parameters are {names}."]) from error

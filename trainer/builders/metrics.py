@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainer.builders.instantiate import instantiate, locate, parameters
+from trainer.builders.instantiate import instantiate
 from trainer.config.jobs import TrainJob
 from trainer.config.metrics import kind_of, metric_name, name_problem
-from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
-from trainer.layout import Document
+from trainer.errors import ConfigError, format_error, raise_if_any
 from trainer.progress import phase
 from trainer.protocols import HasDecisionRule, HasUnits, LanguageModelTask, Task
 
@@ -139,7 +137,6 @@ def _build_class(path: str, entry: Mapping[str, Any], task: Task) -> Metric:
     elif task.target == "multi_hot":
         context = {"task": "multilabel", "num_labels": outputs}
     part = {key: value for key, value in entry.items() if key != "name"}
-    raise_if_any(*_unknown_keys(path, part))
     try:
         metric = instantiate(path, part, **context)
     except ImportError as error:  # torchmetrics leaves the packages of some metrics to the user
@@ -149,24 +146,6 @@ def _build_class(path: str, entry: Mapping[str, Any], task: Task) -> Metric:
         remedy = "Name a class of metrics, such as torchmetrics.AUROC"
         raise ConfigError(format_error(f"{path}._target_", problem, remedy, value=entry["_target_"]))
     return PreparedMetric(metric, _prepare(task, flat=True))
-
-
-def _unknown_keys(path: str, part: Document) -> Iterator[str]:
-    """Yield the problems of keys that the class of a metric does not have, if it declares its keys.
-
-    The classes of torchmetrics pass further keys on, and the error that follows names none that exist.
-    """
-    from torchmetrics import Metric
-
-    target = locate(path, part)
-    accepted, is_metric = parameters(target), inspect.isclass(target) and issubclass(target, Metric)
-    if not is_metric or not target.__module__.startswith("torchmetrics."):
-        return
-    passed_on = ("compute_on_cpu", "compute_with_cache", "sync_on_compute")
-    known = [name for name, each in accepted.items() if each.kind is not each.VAR_KEYWORD]
-    for key, value in part.items():
-        if key not in ("_target_", *known, *passed_on):
-            yield format_error(f"{path}.{key}", "unknown key", did_you_mean(key, known), value=value)
 
 
 def _prepare(task: Task, *, flat: bool) -> Prepare:

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema
 from trainer.config.compatibility import validate_new_job
-from trainer.config.groups import Groups, KnownKeys
+from trainer.config.groups import Groups
+from trainer.config.keys import KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.parts import validate_value
@@ -245,6 +246,7 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
         return
     choices = compose.choices_of(composed)
     tree = {key: value for key, value in compose.unresolved(composed).items() if key != "hydra"}
+    tree |= _replaced_targets(tree, line.overrides.values)
     known = KnownKeys(line.job_type, line.groups, tree)
     valid: list[list[Override]] = []
     for item in line.overrides.values:
@@ -269,6 +271,17 @@ def _check_jobs(line: CommandLine, chosen: Sequence[str], findings: _Findings, c
                 line.job_type, line.groups, findings.config, presets=compose.preset_files(choices, line.groups)
             )
             _check_config(findings.config, known, findings, check_inputs)
+
+
+def _replaced_targets(tree: Mapping[str, Any], values: Sequence[Override]) -> dict[str, Any]:
+    """Return the parts with a new `_target_`, which decides which keys there are."""
+    targets = {
+        item.key_or_group.removesuffix("._target_"): item.value()
+        for item in values
+        if item.key_or_group.endswith("._target_") and not is_sweep(item) and not item.is_delete()
+    }
+    parts = {name: tree[name] for name in targets if isinstance(tree.get(name), Mapping)}
+    return {name: {**part, "_target_": targets[name]} for name, part in parts.items()}
 
 
 def _values_of(override: Override) -> list[Override]:

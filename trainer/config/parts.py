@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import chain
@@ -11,13 +12,13 @@ from typing import Any, Literal
 from trainer.config import schema, signatures
 from trainer.config.compatibility import value_at
 from trainer.config.foreign_names import foreign_value
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, KnownKeys, is_local, is_named_set
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, is_local
+from trainer.config.keys import DURATIONS, KnownKeys, is_named_set
 from trainer.config.signatures import Signature
 from trainer.constraints.annotations import (
     describe,
     fits_type,
     forms,
-    is_constrained,
     literals,
     mapping_item,
     mapping_keys,
@@ -32,9 +33,6 @@ MEASURED = "optimizer.lr"
 
 CALL_ARGUMENTS = {"scheduler": 1, "prune": 1, "export": 2}
 """Number of arguments by position that a target gets in a call if it is the part itself."""
-
-DURATIONS = ("scheduler", "perturb")
-"""Groups whose keys `x` are durations if the target has a parameter `x_steps`."""
 
 HYDRA_KEY_TYPES: Mapping[str, object] = {
     "_partial_": bool,
@@ -52,8 +50,12 @@ _BUILDER_ARGUMENTS: Mapping[str, frozenset[str]] = {
     "scheduler": frozenset({"total_steps"}),
     "prune": frozenset({"seed"}),
     "perturb": frozenset({"target"}),
+    "metrics": frozenset({"num_outputs", "task", "num_classes", "num_labels"}),
 }
 """Parameters that `builders` fills in by name. Models and losses also get the fields of `TaskInfo`."""
+
+_METRIC_KEYS = dict.fromkeys(("compute_on_cpu", "compute_with_cache", "sync_on_compute"), bool)
+"""Keys of every metric of torchmetrics."""
 
 
 def validate_value(path: str, value: object, annotation: object) -> list[str]:
@@ -109,14 +111,76 @@ def validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
     checked = {key: _validate_key(group, key, value, target, signature, known) for key, value in own.items()}
     problems += [*chain.from_iterable(checked.values()), *wrong_target]
     if signature is None:
-        return problems
+        installed = None if wrong_target else _installed_signature(target)
+        return [*problems, *_argument_problems(group, own, installed, known.tree)]
     problems += [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
     wrong = frozenset(key for key, messages in checked.items() if messages)
     problems += [] if signature.faults else broken_rules(own, signature.rules, prefix=f"{group}.", skip=wrong)
     if target.startswith(OWN):
         return [*problems, *_validate_option_keys(group, own, signature, known)]
-    unset = _missing_arguments(group, own, signature, known)
-    return [*problems, *(missing_argument(group, name, target) for name in unset)]
+    return [*problems, *_argument_problems(group, own, signature, known.tree)]
+
+
+def validate_entry(
+    path: str, entry: Mapping[str, Any], tree: Mapping[str, Any], names: Collection[str] = ()
+) -> list[str]:
+    """Return the problems of an entry of a list that makes an object of a class of your own.
+
+    Args:
+        path: The full key of the entry.
+        entry: Its `_target_` and keys.
+        tree: The config.
+        names: Keys that are not for the class.
+    """
+    target = str(entry["_target_"])
+    signature, problems = read_signature(path, target)
+    own = {str(key): value for key, value in entry.items() if key not in names}
+    if signature is None:
+        return problems or _argument_problems(path, own, _installed_signature(target), tree)
+    values = (
+        validate_value(f"{path}.{key}", value, annotation)
+        for key, value in own.items()
+        if key not in HYDRA_KEYS and (annotation := signature.annotation(key)) is not None
+    )
+    return [*chain.from_iterable(values), *_argument_problems(path, own, signature, tree)]
+
+
+def _installed_signature(target: str) -> Signature | None:
+    """Return the signature of a class or function of an installed package, as far as its source tells."""
+    try:
+        signature = signatures.read(target, any_package=True)
+    except LookupError:  # other packages may create their names during the import
+        return None
+    if signature is None or not target.startswith("torchmetrics.") or not signature.open:
+        return signature
+    # Its classes pass further keys on to their base class, whose error would name none that exist.
+    return replace(signature, annotations={**signature.annotations, **_METRIC_KEYS}, open=False)
+
+
+def _argument_problems(
+    group: str, part: Mapping[str, Any], signature: Signature | None, tree: Mapping[str, Any]
+) -> list[str]:
+    """Return the keys for which a plugged-in part has no parameter, and the parameters that it lacks."""
+    if signature is None or signature.is_wrapped:
+        return []
+    target, is_open = str(part["_target_"]), signature.open
+    names = _parameters(group, part, signature)
+    unknown = [] if is_open else [key for key in part if key not in HYDRA_KEYS and not _takes(group, key, names)]
+    missing = _missing_arguments(group, part, signature, tree)
+    return [
+        *(unknown_argument(group, key, part[key], target, names) for key in unknown),
+        *(missing_argument(group, name, target) for name in missing),
+    ]
+
+
+def _parameters(group: str, part: Mapping[str, Any], signature: Signature) -> list[str]:
+    """Return the parameters of a part that its keys can set."""
+    is_part = is_the_part(group, part, signature.annotations, is_class=signature.is_class)
+    return list(signature.annotations)[CALL_ARGUMENTS.get(group, 0) if is_part else 0 :]
+
+
+def _takes(group: str, key: str, names: Collection[str]) -> bool:
+    return key in names or (group in DURATIONS and f"{key}_steps" in names)
 
 
 def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, is_class: bool) -> bool:
@@ -126,6 +190,17 @@ def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, 
     step (one of its parameters' `names`) is a schedule.
     """
     return not is_class and (bool(part.get("_partial_")) or (group == "scheduler" and "step" in names))
+
+
+def unknown_argument(group: str, key: str, value: object, target: str, names: Collection[str]) -> str:
+    """Return the message about a key for which a target has no parameter; `names` are the parameters that it has."""
+    keys = [name.removesuffix("_steps") if group in DURATIONS else name for name in names]
+    # An entry of a list, such as `metrics.0`, cannot be changed by itself.
+    leave_out = f"Leave it out, with '~{group}.{key}' if a file sets it" if group.isidentifier() else "Leave it out"
+    near = get_close_matches(key, keys, n=1, cutoff=0.6)
+    known = f"Its parameters are {', '.join(keys)}. {leave_out}" if keys else f"It has none. {leave_out}"
+    remedy = f"Did you mean {near[0]}" if near else known
+    return format_error(f"{group}.{key}", f"{target} has no such parameter", remedy, value=value)
 
 
 def missing_argument(group: str, name: str, target: str) -> str:
@@ -138,21 +213,19 @@ def missing_argument(group: str, name: str, target: str) -> str:
     return format_error(f"{group}.{key}", f"is missing; {target} needs it for its parameter {name}", remedy)
 
 
-def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature, known: KnownKeys) -> list[str]:
+def _missing_arguments(group: str, part: Mapping[str, Any], signature: Signature, tree: Mapping[str, Any]) -> list[str]:
     """Return the required parameters of a plugged-in part that neither its keys nor `builders` set."""
-    task = value_at(known.tree, "task._target_")
+    task, kind = value_at(tree, "task._target_"), group.partition(".")[0]
     # The facts of another task may have more fields; then it is checked when the part is made.
     is_own_task = isinstance(task, str) and task.startswith(OWN)
-    if signature.is_wrapped or "_args_" in part or (group in ("model", "loss") and not is_own_task):
+    if "_args_" in part or (group in ("model", "loss") and not is_own_task):
         return []
-    is_part = is_the_part(group, part, signature.annotations, is_class=signature.is_class)
-    names = list(signature.annotations)[CALL_ARGUMENTS.get(group, 0) if is_part else 0 :]
-    provided = {*part, *_BUILDER_ARGUMENTS.get(group, ())}
+    provided = {*part, *_BUILDER_ARGUMENTS.get(kind, ())}
     if group in DURATIONS:
         provided |= {f"{key}_steps" for key in part}
     if group in ("model", "loss") and (task_info := signatures.read(_TASK_INFO)):
         provided |= task_info.annotations.keys()
-    return [name for name in names if name in signature.required - provided]
+    return [name for name in _parameters(group, part, signature) if name in signature.required - provided]
 
 
 def read_signature(group: str, target: str) -> tuple[Signature | None, list[str]]:
@@ -187,8 +260,8 @@ def _validate_key(
 def key_annotation(group: str, key: str, target: str, signature: Signature | None) -> object | None:
     """Return the annotation of a key of a part that is no key of Hydra; None if the part has no such key."""
     annotation: Any = Any if signature is None else signature.annotation(key)
-    if not target.startswith(OWN) and not is_constrained(annotation):
-        annotation = Any
+    if annotation is None and not target.startswith(OWN):
+        annotation = Any  # `_argument_problems` reports a key that the part does not take
     elif annotation is not None and f"{group}.{key}" == MEASURED and target.startswith(OWN):
         annotation |= Literal["auto"]
     checked: object | None = annotation

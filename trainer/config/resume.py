@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from trainer.config import jobs, schema
 from trainer.config.compose import apply_overrides, compose, plain, unresolved
-from trainer.config.groups import Groups, KnownKeys, own_folder
+from trainer.config.groups import Groups, own_folder
+from trainer.config.keys import KnownKeys
 from trainer.config.overrides import CommandLine, is_sweep
 from trainer.config.paths import data_paths
 from trainer.config.stored import MAY_CHANGE, describe_change, differences, raise_problems, read_stored_config

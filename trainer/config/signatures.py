@@ -91,21 +91,11 @@ def _read_target(target: str, *, any_package: bool = False) -> Signature | None:
     signature = _signature(*definition, bound=len(names) > 1)
     if signature is None:
         return None
-    is_class = isinstance(definition[0], ast.ClassDef)
-    return dataclasses.replace(signature, is_class=is_class, is_wrapped=_is_wrapped(*definition))
+    return dataclasses.replace(signature, is_class=isinstance(definition[0], ast.ClassDef))
 
 
 _read_own = lru_cache(maxsize=256)(_read_target)
 """A command asks for the signatures of this package again and again; the files of the user may change meanwhile."""
-
-
-def _is_wrapped(definition: _Definition, module: _Module) -> bool:
-    init = [item for item in definition.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-    return any(
-        _decorator(decorator, module) not in (validated, dataclasses.dataclass)
-        for item in (definition, *(init if isinstance(definition, ast.ClassDef) else ()))
-        for decorator in item.decorator_list
-    )
 
 
 def is_subclass(target: str, base: str) -> bool:
@@ -189,10 +179,10 @@ def _located(target: str, reader: str = "") -> tuple[_Module, list[str]] | None:
 
     Args:
         target: The dotted name.
-        reader: An installed package that may be read as well, because one of its modules is being read.
+        reader: An installed package that may be read as well.
 
     Raises:
-        LookupError: This package has no such module.
+        LookupError: This package, or a folder of the user's without `__init__.py`, has no such module.
     """
     own = target.startswith(OWN)
     names = target.split(".")
@@ -206,10 +196,11 @@ def _located(target: str, reader: str = "") -> tuple[_Module, list[str]] | None:
         return None
     for position, name in enumerate(names):
         dotted, rest = ".".join(names[: position + 1]), names[position + 1 :]
-        if (file := folder / f"{name}.py").is_file():
+        inner, file = folder / name, folder / f"{name}.py"
+        is_package = (inner / "__init__.py").is_file()  # Python takes it before a module of the same name
+        if file.is_file() and not is_package:
             return _Module(dotted, dotted.rpartition(".")[0], file), rest
-        inner = folder / name
-        if not (inner.is_dir() if own else (inner / "__init__.py").is_file()):
+        if not (is_package or ((own or local) and inner.is_dir())):
             return _in_package(folder, names[:position], names[position:], own=own)
         folder = inner
     if own:
@@ -226,7 +217,7 @@ def _installed_folder(package: str) -> Path | None:
 
 
 def _in_package(folder: Path, package: list[str], rest: list[str], *, own: bool) -> tuple[_Module, list[str]] | None:
-    if own:
+    if own or (package and not (folder / "__init__.py").is_file()):
         modules = [item.stem for item in folder.iterdir() if item.stem.isidentifier()]
         near = did_you_mean(rest[0], [name for name in modules if not name.startswith("__")])
         raise LookupError(f"there is no module {rest[0]} in {'.'.join(package)}. {near}")
@@ -313,15 +304,30 @@ def _read(node: ast.expr | None, module: _Module, above: tuple[tuple[Path, str],
 def _signature(definition: _Definition, module: _Module, *, bound: bool) -> Signature | None:
     if isinstance(definition, ast.FunctionDef):
         return _function_signature(definition, module, bound=bound)
+    signature = _class_signature(definition, module)
+    if signature is None:
+        return None
+    has_metaclass = any(keyword.arg == "metaclass" for keyword in definition.keywords)
+    is_wrapped = signature.is_wrapped or has_metaclass or _is_wrapped(definition, module)
+    return dataclasses.replace(signature, is_wrapped=is_wrapped)
+
+
+def _class_signature(definition: ast.ClassDef, module: _Module) -> Signature | None:
     if _is_dataclass(definition, module):
         return _dataclass_signature(definition, module)
-    for item in definition.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _function_signature(item, module, bound=True)
+    functions = {item.name: item for item in definition.body if isinstance(item, ast.FunctionDef)}
+    for name in ("__new__", "__init__"):  # the order in which Python looks for the parameters
+        if name in functions:
+            return _function_signature(functions[name], module, bound=True)
     if not definition.bases:
         return Signature({}, frozenset(), open=False)
     base = _class_of(definition.bases[0], module)
     return None if base is None else _signature(*base, bound=True)
+
+
+def _is_wrapped(definition: _Definition, module: _Module) -> bool:
+    """Return whether a decorator of a class or function is not one of those that leave its parameters as they are."""
+    return any(_decorator(each, module) not in (validated, dataclasses.dataclass) for each in definition.decorator_list)
 
 
 def _is_dataclass(definition: ast.ClassDef, module: _Module) -> bool:
@@ -348,7 +354,7 @@ def _dataclass_signature(definition: ast.ClassDef, module: _Module) -> Signature
     for item in definition.body:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
-        annotation = _read(item.annotation, module)
+        annotation = _read_optional(item.annotation, item.value, module)
         if annotation is ClassVar or get_origin(annotation) is ClassVar:
             continue
         annotations[item.target.id] = annotation
@@ -384,15 +390,24 @@ def _dotted(node: ast.expr, module: _Module) -> str | None:
 def _function_signature(definition: ast.FunctionDef, module: _Module, *, bound: bool) -> Signature:
     parameters = definition.args
     positional = [*parameters.posonlyargs, *parameters.args]
-    optional = {argument.arg for argument in positional[len(positional) - len(parameters.defaults) :]}
+    with_default = positional[len(positional) - len(parameters.defaults) :]
+    defaults = {item.arg: value for item, value in zip(with_default, parameters.defaults, strict=True)}
     keywords = zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
-    optional |= {name.arg for name, value in keywords if value is not None}
+    defaults |= {item.arg: value for item, value in keywords if value is not None}
     positional = positional[1:] if bound else positional
     named = [item for item in (*positional, *parameters.kwonlyargs) if item not in parameters.posonlyargs]
-    annotations = {item.arg: _read(item.annotation, module) for item in named}
+    annotations = {item.arg: _read_optional(item.annotation, defaults.get(item.arg), module) for item in named}
     rules = tuple(_rules(definition, module))
     faults = _faults(rules, [item.arg for item in (*positional, *parameters.kwonlyargs)])
-    return Signature(annotations, frozenset(annotations) - optional, parameters.kwarg is not None, rules, faults)
+    required, is_open = frozenset(annotations) - defaults.keys(), parameters.kwarg is not None
+    return Signature(annotations, required, is_open, rules, faults, is_wrapped=_is_wrapped(definition, module))
+
+
+def _read_optional(node: ast.expr | None, default: ast.expr | None, module: _Module) -> Any:
+    """Return the annotation of a parameter, which also allows null if null is its default (`size: int = None`)."""
+    annotation: Any = _read(node, module)
+    has_null = isinstance(default, ast.Constant) and default.value is None
+    return annotation if not has_null or fits_type(None, annotation) else Optional[annotation]  # noqa: UP045
 
 
 def _faults(rules: Iterable[Rule], parameters: Collection[str]) -> tuple[tuple[str, str], ...]:

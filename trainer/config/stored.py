@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema, signatures
 from trainer.config.compose import set_value, unresolved
-from trainer.config.groups import Groups, KnownKeys, find, is_known, own_folder, yaml_problem
+from trainer.config.groups import Groups, own_folder, yaml_problem
+from trainer.config.keys import KnownKeys, find, is_known
 from trainer.config.parts import complete_part, validate_value
 from trainer.config.paths import locate_paths
 from trainer.config.trust import (

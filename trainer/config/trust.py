@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from trainer.config import jobs, schema
-from trainer.config.groups import HYDRA_KEYS, OWN, Groups, find, own_folder
+from trainer.config.groups import HYDRA_KEYS, OWN, Groups, own_folder
+from trainer.config.keys import find
 from trainer.errors import format_error, raise_if_any
 
 LIBRARIES = {

@@ -11,9 +11,10 @@ from trainer.config import jobs, schema, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
 from trainer.config.foreign_names import foreign_value
-from trainer.config.groups import OWN, KnownKeys
+from trainer.config.groups import OWN
+from trainer.config.keys import KnownKeys
 from trainer.config.metrics import validate_metrics
-from trainer.config.parts import read_signature, validate_part, validate_value
+from trainer.config.parts import validate_entry, validate_part, validate_value
 from trainer.constraints.annotations import character_problems, fits_type, literals
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any
@@ -297,7 +298,7 @@ def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         target = entry.get("_target_") if isinstance(entry, Mapping) else None
         if isinstance(target, str):
-            yield from read_signature(f"{key}.{number}", target)[1]
+            yield from validate_entry(f"{key}.{number}", entry, config, ("name",) if key == "metrics" else ())
         elif key == "observers":
             problem, remedy = "must be an observer", "An entry is {_target_: <class>, <key>: <value>, ...}"
             yield format_error(f"{key}.{number}", problem, remedy, value=entry)
