@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY, assert_same_end, checkpoint_files, events, train, working_in, write_data
-from tests.support.processes import start, wait_until
+from tests.support.processes import PATIENCE, start, wait_until
 from trainer.cli import main
 
 STEPS = 40
@@ -87,7 +87,7 @@ def check_signal(
     assert process.pid is not None
     if process.is_alive():
         os.kill(process.pid, number)
-    process.join(60)
+    process.join(PATIENCE)
     output = log.read_text()
     assert process.exitcode in (75, 0), output
     if process.exitcode == 75:
@@ -194,7 +194,7 @@ def test_a_signal_to_the_process_group_completes_the_step(data: list[str], long_
     process = start_command(tmp_path / "run", data, after_step=11)
     # To the whole group, as a scheduler does: the loader's worker must live until the step is complete.
     os.killpg(process.pid, signal.SIGTERM)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=PATIENCE)
     stopped = events(tmp_path / "run", "train")[-1]["step"]
 
     assert process.returncode == 75
@@ -214,7 +214,7 @@ def test_a_command_killed_at_a_random_moment(
     process = start_command(tmp_path / "run", data, after_step=1)
     time.sleep(random.Random(seed).uniform(0, 2))
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
 
     assert train(tmp_path / "run", *data, *LONG_JOB) == 0
     assert checkpoint_files(tmp_path / "run", LONG_STEPS) == checkpoint_files(long_run, LONG_STEPS)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY, working_in, write_data
-from tests.support.processes import start
+from tests.support.processes import PATIENCE, start
 from tests.support.terminal import Terminal
 from trainer.cli import main
 
@@ -108,7 +108,7 @@ def run(
         process = start([*arguments], screen.path, variables)
         for text, act in events:
             screen.when(text, lambda act=act: act(screen, process.pid or 0))  # type: ignore[misc]
-        process.join(timeout=100)
+        process.join(PATIENCE)
     return process.exitcode, screen, screen.close()
 
 
@@ -172,7 +172,7 @@ def test_plain_lines_elsewhere(tmp_path: Path, terminal: str) -> None:
         with working_in(tmp_path):
             arguments = ["train", *TINY, *write_data(tmp_path), "logger.console=auto", "train.duration=2ep"]
             process = start(arguments, tmp_path / "output", {"TERM": "xterm-256color"})
-            process.join(timeout=100)
+            process.join(PATIENCE)
         code, written = process.exitcode, (tmp_path / "output").read_text()
     else:
         code, screen, _ = run(tmp_path, 80, "train", "train.duration=2ep", environment={"TERM": "dumb"})

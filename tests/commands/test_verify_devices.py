@@ -11,6 +11,7 @@ import torch
 
 from tests.support.jobs import TINY, train, working_in, write_data
 from tests.support.launched import start_launched
+from tests.support.processes import PATIENCE
 from tests.support.ranks import run_ranks
 from trainer.checkpoint.snapshot import load_folder, write_snapshot
 
@@ -36,7 +37,7 @@ def verify(run: Path, exit_code: int = 0) -> str:
     """Return what `trainer verify` prints."""
     output = run.with_suffix(".txt")
     started = start_launched(["verify", f"run={run}"], output)
-    started.join(60)
+    started.join(PATIENCE)
     page = output.read_text(encoding="utf-8")
     assert started.exitcode == exit_code, page
     return page

@@ -14,6 +14,7 @@ import pytest
 
 import trainer
 from tests.support.launched import children, is_running
+from tests.support.processes import PATIENCE
 from trainer.distributed import environment
 from trainer.distributed.environment import first_host, num_processes, slurm_environment
 from trainer.distributed.launch import own_command
@@ -34,7 +35,7 @@ def start(*lines: str, grace: float = 20.0) -> subprocess.Popen[str]:
 def run(*lines: str, grace: float = 20.0) -> tuple[int, str]:
     """Run the launcher with a process for each line; return its exit code and what it prints on the screen."""
     process = start(*lines, grace=grace)
-    _, screen = process.communicate(timeout=60)
+    _, screen = process.communicate(timeout=PATIENCE)
     return process.returncode, screen
 
 
@@ -77,7 +78,7 @@ def test_a_bug_is_reported_with_its_traceback() -> None:
 
 def test_the_traceback_of_a_user_error_is_kept_for_debugging() -> None:
     process = start(WAIT, "raise ConfigError('a') from ValueError('b')")
-    details, screen = process.communicate(timeout=60)
+    details, screen = process.communicate(timeout=PATIENCE)
     assert screen == "a\n"
     assert "ValueError: b" in details
 
@@ -116,7 +117,7 @@ def test_a_process_that_does_not_answer_is_reported() -> None:
 def test_grace_lets_a_process_end() -> None:
     slow = "note_joined(); time.sleep(0.4); print('saved', flush=True); raise LostRankError('lost')"
     process = start(slow, "note_joined(); raise DataError('bad')", grace=20.0)
-    output, screen = process.communicate(timeout=60)
+    output, screen = process.communicate(timeout=PATIENCE)
     assert (process.returncode, screen) == (6, "bad\n")
     assert "saved" in output
 
@@ -131,7 +132,7 @@ def test_a_signal_is_passed_on_to_all(number: signal.Signals) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, screen = process.communicate(timeout=60)
+    _, screen = process.communicate(timeout=PATIENCE)
     assert (process.returncode, screen) == (75, f"{ANNOUNCED}stopped by {number.name}\n")
 
 
@@ -140,7 +141,7 @@ def test_a_signal_waits_for_a_process_that_starts() -> None:
     process = start(*[f"time.sleep(0.5)\n{STOPS}"] * 2)
     wait_until(lambda: len(children(process.pid)) == 2)
     process.send_signal(signal.SIGTERM)
-    _, screen = process.communicate(timeout=60)
+    _, screen = process.communicate(timeout=PATIENCE)
     assert (process.returncode, screen) == (75, f"{ANNOUNCED}stopped by SIGTERM\n")
 
 
@@ -163,7 +164,7 @@ def test_a_signal_to_the_process_group_reaches_the_processes_once() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=60)[1] == f"{ANNOUNCED}1 signal\n"
+    assert process.communicate(timeout=PATIENCE)[1] == f"{ANNOUNCED}1 signal\n"
 
 
 STAYS = "for n in (2, 10, 15): signal.signal(n, signal.SIG_IGN) or print(rank, flush=True)\ntime.sleep(100)"
@@ -177,7 +178,7 @@ def test_a_second_signal_ends_all_at_once() -> None:
     ranks = children(process.pid)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode in (-signal.SIGINT, -signal.SIGTERM)
     assert not any(map(is_running, ranks))
 
@@ -191,7 +192,7 @@ def test_no_process_outlives_the_one_that_watches(line: str) -> None:
     ranks = children(process.pid)
     assert len(ranks) == 2
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     wait_until(lambda: not any(map(is_running, ranks)))
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.jobs import TINY, checkpoint_files, checkpoint_steps, events, working_in, write_data
 from tests.support.launched import descendants, is_running, ranks_of, start_launched
-from tests.support.processes import wait_until
+from tests.support.processes import PATIENCE, wait_until
 from trainer.checkpoint.manifest import find_faults
 from trainer.errors import MEMORY_REMEDIES
 
@@ -93,7 +93,7 @@ def run(run_dir: Path, job: list[str], *more: str, fault: str = "none:0:0") -> t
     """Train on two devices; return the exit code and what is on the screen."""
     screen_of(run_dir).unlink(missing_ok=True)
     process = start(run_dir, job, *more, fault=fault)
-    process.join(60)
+    process.join(PATIENCE)
     return process.exitcode, screen_of(run_dir).read_text()
 
 
@@ -131,7 +131,7 @@ def test_a_divergence_is_reported_as_on_one_device(
     assert screen.count("the run diverged") == screen.count("Report: ") == 1
 
     process = start(tmp_path / "one", job, "train.accumulate=2", "devices=1", fault="nan:0:12")
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == 5
     one, two = (tmp_path / run_dir / "diverged" / "step-00000006" for run_dir in ("one", "two"))
     assert len(json.loads((two / "report.json").read_text())["samples"]) == 8
@@ -256,7 +256,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(
     wait_until(moments(run_dir, process)[moment], process)
     if process.is_alive():
         send(number, receiver, process)
-    process.join(60)
+    process.join(PATIENCE)
     screen = screen_of(run_dir).read_text()
     assert process.exitcode in (75, 0), screen
     if process.exitcode == 75:
@@ -280,7 +280,7 @@ def kill_at_random(seed: int, job: list[str], run_dir: Path, figure: Figure) -> 
     victim = chance.choice([process.pid, *ranks_of(process.pid)])
     if is_running(victim):
         os.kill(victim, signal.SIGKILL)
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode in (-signal.SIGKILL, 128 + signal.SIGKILL, 0), screen_of(run_dir).read_text()
     deadline = time.monotonic() + 10
     while any(map(is_running, all_processes)) and time.monotonic() < deadline:

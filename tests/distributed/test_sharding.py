@@ -26,7 +26,7 @@ from tests.support.jobs import (
     write_roles,
 )
 from tests.support.launched import ranks_of, start_launched
-from tests.support.processes import start, wait_until
+from tests.support.processes import PATIENCE, start, wait_until
 from tests.support.ranks import run_ranks
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.checkpoint.tensors import tensor_differences
@@ -380,7 +380,7 @@ def test_lost_device_is_named(job: list[str], tmp_path: Path) -> None:
     wait_until(lambda: len(list((run_dir / "checkpoints").glob("step-*"))) > 1, process)
     assert process.pid is not None
     os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
-    process.join(60)
+    process.join(PATIENCE)
     # The other process takes the error of torch's exchange for a consequence.
     assert process.exitcode == 128 + signal.SIGKILL
     assert screen.read_text().startswith("rank 1 was killed by SIGKILL")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.jobs import TINY, checkpoint_files, events, working_in, write_data
 from tests.support.launched import start_launched
-from tests.support.processes import start
+from tests.support.processes import PATIENCE, start
 from tests.support.ranks import free_port, run_ranks, start_ranks
 
 STEPS = 8
@@ -48,7 +48,7 @@ def screens(folder: Path) -> list[str]:
 def test_torchrun_trains_the_same_bytes(job: list[str], launched: dict[str, bytes], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     line = ["-m", "trainer", "train", *job, f"run.dir={tmp_path / 'run'}"]
-    done = subprocess.run([*command, *line], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([*command, *line], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert checkpoint_files(tmp_path / "run", STEPS) == launched
 
@@ -71,7 +71,7 @@ def test_tasks_of_slurm_train_the_same_bytes(job: list[str], launched: dict[str,
         for rank in range(2)
     ]
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0], screens(tmp_path)
     assert checkpoint_files(tmp_path / "run", STEPS) == launched
 
@@ -104,7 +104,7 @@ def test_a_process_that_loses_another_prints_one_line(job: list[str], tmp_path: 
         assert all(process.is_alive() for process in processes), screens(tmp_path)
         time.sleep(0.01)
     processes[1].kill()
-    processes[0].join(60)
+    processes[0].join(PATIENCE)
     (screen, _) = screens(tmp_path)
     assert processes[0].exitcode == 1
     assert screen.startswith("the connection to another process of the run was lost (")
@@ -122,7 +122,7 @@ def test_a_signal_that_every_process_gets_twice_stops_the_run(job: list[str], tm
             assert process.pid is not None
             os.kill(process.pid, number)
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [75, 75]
     first, second = screens(tmp_path)
     assert first.startswith("stopped after step ")
@@ -141,7 +141,7 @@ def test_a_run_folder_that_is_not_shared_is_refused(job: list[str], tmp_path: Pa
         processes.append(start(["train", *job, "run.dir=run"], tmp_path / f"rank-{rank}.txt", variables))
         os.chdir(before)
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [3, 3]
     printed = "".join(screens(tmp_path))
     assert printed.count("run.dir: is not the same folder for all processes of the run") == 1
@@ -177,7 +177,7 @@ def test_four_processes_that_start_cold_encode_once(job: list[str], tmp_path: Pa
         assert run_ranks(["train", *line, "run.dir=four"], 4, tmp_path) == [0] * 4, screens(tmp_path)
         assert len((tmp_path / "loads").read_text().splitlines()) == 1
         alone = start(["train", *line, "run.dir=one", "train.accumulate=4"], tmp_path / "alone.txt")
-        alone.join(60)
+        alone.join(PATIENCE)
         assert alone.exitcode == 0, (tmp_path / "alone.txt").read_text()
         assert len((tmp_path / "loads").read_text().splitlines()) == 1
         assert len(events(tmp_path / "four")) == len(events(tmp_path / "one"))
@@ -187,7 +187,7 @@ def test_four_processes_that_start_cold_encode_once(job: list[str], tmp_path: Pa
 def run_launched(arguments: list[str], folder: Path) -> tuple[int | None, str]:
     """Run `trainer ARGUMENTS` with the tool's own launcher; return its exit code and what is on the screen."""
     process = start_launched(arguments, folder / "screen")
-    process.join(60)
+    process.join(PATIENCE)
     return process.exitcode, (folder / "screen").read_text()
 
 
@@ -212,7 +212,7 @@ def test_a_signal_ends_a_sweep(job: list[str], tmp_path: Path) -> None:
         time.sleep(0.01)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == 75
     assert not (tmp_path / "sweep" / "1").exists()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobs import TINY, checkpoint_files, checkpoint_steps, events, train, working_in, write_data
-from tests.support.processes import run_command, server, wait_until
+from tests.support.processes import PATIENCE, run_command, server, wait_until
 from trainer.cli import main
 
 STEPS = 12
@@ -59,7 +59,7 @@ def stop_twice(run_dir: Path, saves: int, data: list[str]) -> tuple[int | None, 
     for ready in waiting:
         wait_until(ready, process)
         os.kill(process.pid, signal.SIGINT)
-    process.join(60)
+    process.join(PATIENCE)
     return process.exitcode, output.read_text()
 
 

@@ -28,6 +28,9 @@ PRELOADED = [
     "tests.support.warmed",
 ]
 
+PATIENCE = 300.0
+"""Seconds after which a test gives up on a process, which on a machine that does much else may need minutes."""
+
 _M_MMAP_THRESHOLD = -3
 """Parameter of glibc's `mallopt`: larger blocks get a mapping of their own (malloc.h)."""
 
@@ -56,7 +59,7 @@ def run_without_torch(commands: Sequence[Sequence[str]]) -> tuple[list[int], str
         "    print(main(command)); assert 'torch' not in sys.modules, command"
     )
     line = [sys.executable, "-c", script, json.dumps(commands)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return [int(code) for code in done.stdout.split()], done.stderr
 

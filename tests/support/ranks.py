@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.support.processes import server, start
+from tests.support.processes import PATIENCE, server, start
 from trainer.distributed.ranks import Ranks
 
 
@@ -33,7 +33,7 @@ def start_ranks(arguments: list[str], size: int, folder: Path, memory: int | Non
 
 
 def run_ranks(
-    arguments: list[str], size: int, folder: Path, timeout: float = 60.0, memory: int | None = None
+    arguments: list[str], size: int, folder: Path, timeout: float = PATIENCE, memory: int | None = None
 ) -> list[int | None]:
     """Run `trainer ARGUMENTS` in `size` processes and return their exit codes; None for one that has not ended.
 
@@ -61,7 +61,7 @@ def _environment(rank: int, size: int, port: str) -> Mapping[str, str]:
     }
 
 
-def call_ranks(function: Callable[[Ranks], Any], size: int, folder: Path, timeout: float = 60.0) -> list[Any]:
+def call_ranks(function: Callable[[Ranks], Any], size: int, folder: Path, timeout: float = PATIENCE) -> list[Any]:
     """Return what a function of a module returns in each of `size` processes that form a group, by rank."""
     processes = [server.Process(target=_call, args=(function, rank, size, str(folder))) for rank in range(size)]
     for process in processes:
