@@ -31,7 +31,9 @@ from tests.support.jobs import (
     write_roles,
 )
 from tests.support.launched import start_launched
+from tests.support.processes import PATIENCE
 from tests.support.ranks import run_ranks
+from tests.support.sources import ON_SOURCES, write_job_sources
 from tests.test_observers import observers
 from trainer.checkpoint.rng_state import capture_rng_state
 from trainer.checkpoint.snapshot import load_folder, write_snapshot
@@ -87,12 +89,12 @@ def test_the_tools_own_launch_trains_the_same_bytes(
     line = ["train", *job, f"run.dir={run_dir}", "devices=2"]
     if is_forked:  # all but the start of the interpreters
         launched = start_launched(line, screen)
-        launched.join(60)
+        launched.join(PATIENCE)
         code = launched.exitcode
     else:
         with screen.open("w") as file:
             command = [sys.executable, "-m", "trainer", *line]
-            code = subprocess.run(command, stdout=file, stderr=file, timeout=100, check=False).returncode
+            code = subprocess.run(command, stdout=file, stderr=file, timeout=PATIENCE, check=False).returncode
     assert (code, screen.read_text(encoding="utf-8")) == (0, "")
     assert checkpoint_files(run_dir, STEPS) == checkpoint_files(two_devices, STEPS)
     assert without_clock(events(run_dir)) == without_clock(events(two_devices))
@@ -211,7 +213,13 @@ def bert(roles: list[str]) -> Path:
     return save("bert", Path("bert"), hidden_dropout_prob=0.1)
 
 
-NEEDED = {"kl_distillation": "teacher", "gradient_checkpointing": "bert"}
+@pytest.fixture(scope="module")
+def other_sources(roles: list[str]) -> None:
+    """Write the data of the jobs that bring their own."""
+    write_job_sources(Path())
+
+
+NEEDED = {"kl_distillation": "teacher", "gradient_checkpointing": "bert", **dict.fromkeys(ON_SOURCES, "other_sources")}
 """Jobs that need the folder of a fixture."""
 
 
@@ -220,6 +228,9 @@ def line_of(name: str, roles: list[str]) -> list[str]:
     common = [*TINY[6:], "train.duration=9", "train.eval_every=4", "checkpoint.every=4", "loader.eval_batch_size=8"]
     if name in ON_TABLES_AND_IMAGES:
         return [*common, "loader.limit=61", *ON_TABLES_AND_IMAGES[name]]
+    if name in ON_SOURCES:
+        text = [] if "task=image_classification" in ON_SOURCES[name] else TEXT
+        return [*common, *text, *ON_SOURCES[name]]
     job = (ON_TEXT | STATISTICS)[name]
     text = TEXT if "model=pretrained" not in job else TEXT[4:]  # its size is that of its folder
     return [*common, *text, *roles, *job]
@@ -235,7 +246,7 @@ def train_alone(run_dir: Path, *arguments: str) -> Path:
     "name",
     [
         name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.slow)
-        for name in (*ON_TEXT, *ON_TABLES_AND_IMAGES)
+        for name in (*ON_TEXT, *ON_TABLES_AND_IMAGES, *ON_SOURCES)
     ],
 )
 def test_every_part_trains_the_same_bytes_on_two_devices(

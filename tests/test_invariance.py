@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.support.jobs import checkpoint_files, events, train, working_in, write_data, write_roles
+from tests.support.sources import ON_SOURCES, write_job_sources
 from tests.test_resume import SAMPLES
 from trainer import deferred_logits
 
@@ -81,6 +82,7 @@ def test_weights_are_equal_up_to_rounding(changes: list[str], data: list[str], t
 
 CHOICES = {
     **SAMPLES,
+    **{name: parts for name, parts in ON_SOURCES.items() if "task=image_classification" not in parts},
     "fgm": ["perturb=fgm"],
     "pgd": ["perturb=pgd", "perturb.start=3"],
     "awp": ["perturb=awp"],
@@ -102,7 +104,9 @@ def test_no_choice_depends_on_how_a_run_is_executed(
     folder = tmp_path_factory.mktemp("choices")
     with working_in(folder):
         # Such a small dropout drops nothing, but losses that compare two dropout masks accept it.
-        job = [*write_roles(folder), "optimizer=sgd", "optimizer.lr=0.05", "ema.decay=0.9", *CHOICES[name]]
+        write_job_sources(folder)
+        source = [] if name in ON_SOURCES else write_roles(folder)
+        job = [*source, "optimizer=sgd", "optimizer.lr=0.05", "ema.decay=0.9", *CHOICES[name]]
         job += ["model.dropout=1e-9", "train.duration=12", "train.eval_every=6", "checkpoint.every=6"]
         watching = ["train.eval_every=1", "loader.eval_batch_size=3", "train.log_every=5", "checkpoint.every=1"]
         assert train(tmp_path / "whole", *job) == 0

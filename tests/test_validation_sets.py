@@ -19,7 +19,7 @@ from tests.support.jobs import (
     write_csv,
 )
 from tests.support.ranks import run_ranks
-from tests.support.sources import write_sources
+from tests.support.sources import FOLDER_SETS, IDX_SETS, write_image_sets
 from trainer.cli import main
 from trainer.commands.run_folders import read_run
 from trainer.config.command import check_command
@@ -182,19 +182,10 @@ def test_sets_of_images_are_named_on_the_command_line(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = [key for key in TINY if not key.startswith(("model.", "task."))]
-    job = ["task=image_classification", "model=linear", "data.cache_dir=cache", "data.split.test=0", *images]
+    job = ["model=linear", *images, *(IDX_SETS if source == "idx" else FOLDER_SETS)]
     with working_in(tmp_path):
-        write_sources(tmp_path)
-        for name in ("clean", "noisy"):
-            shutil.copytree("images", name)
-            for file in Path("idx").glob("t10k-*"):
-                shutil.copy(file, f"{name}-{file.name}")
-        names = {
-            name: f"{{images: {name}-t10k-images-idx3-ubyte, labels: {name}-t10k-labels-idx1-ubyte}}" for name in SETS
-        }
-        job += ["data=idx", "data.folder=idx"] if source == "idx" else ["data=imagefolder", "data.root=images"]
-        sets = ", ".join(f"{name}: {names[name] if source == 'idx' else name}" for name in SETS)
-        line = [*job, f"data.validation={{{sets}}}", "checkpoint.monitor=noisy/loss", "train.duration=2"]
+        write_image_sets(tmp_path)
+        line = [*job, "checkpoint.monitor=noisy/loss", "train.duration=2"]
         assert main(["train", *line, "run.dir=run", "train.eval_every=2", "checkpoint.every=1"]) == 0
         assert_resumes(tmp_path / "run", 1)
         assert main(["eval", "run=run", "split=validation/clean", "device=cpu"]) == 0

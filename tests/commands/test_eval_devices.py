@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.jobs import train, working_in, write_csv, write_data, write_roles
 from tests.support.launched import start_launched
+from tests.support.processes import PATIENCE
 from tests.support.ranks import run_ranks
 from trainer.cli import main
 from trainer.predictions import read_predictions
@@ -53,10 +54,11 @@ def evaluate(run: Path, devices: int, *arguments: str) -> tuple[dict[str, dict[s
     return written, [(output / f"rank-{rank}.txt").read_text(encoding="utf-8") for rank in range(devices)]
 
 
-def test_devices_find_the_temperature_of_one(run: Path, trained: Path) -> None:
+@pytest.mark.parametrize("several", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_devices_find_the_temperature_of_one(several: int, run: Path, trained: Path) -> None:
     file, found = run / "decision.json", []
     keys = ["calibrate=true", f"data.validation={trained}/train.csv"]
-    for devices in (1, 2):
+    for devices in (1, several):
         if devices == 1:
             assert main(["eval", f"run={run}", *SMALL, *keys]) == 0
             written = scores(run)
@@ -109,15 +111,15 @@ def test_the_tools_own_launch_writes_the_same_and_reports_an_error_once(run: Pat
     output = run.with_name("own.txt")
     line = ["eval", f"run={run}", *SMALL, "devices=2"]
     started = start_launched(line, output)
-    started.join(60)
+    started.join(PATIENCE)
     assert started.exitcode == 0, output.read_text(encoding="utf-8")
     assert scores(run) == expected
     started = start_launched([*line, "data.test=no.csv"], output)
-    started.join(60)
+    started.join(PATIENCE)
     assert started.exitcode == 6
     assert output.read_text(encoding="utf-8").count("no.csv") == 1
     started = start_launched([*line, "checkpoint=step-3"], output)
-    started.join(60)
+    started.join(PATIENCE)
     assert started.exitcode == 3
     assert output.read_text(encoding="utf-8").count("no such checkpoint") == 1
 

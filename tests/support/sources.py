@@ -1,6 +1,8 @@
 """Small data files for every source that reads files."""
 
+import csv
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -8,9 +10,76 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from tests.support.jobs import WORDS, rows
+from tests.support.jobs import WORDS, rows, write_roles
 
 _SIZE = 14
+_SETS = ("clean", "noisy")
+_IDX_FILES = {name: f"{{images: idx/{name}-images-idx3-ubyte, labels: idx/{name}-labels-idx1-ubyte}}" for name in _SETS}
+
+IDX_SETS = (
+    "task=image_classification",
+    *("data=idx", "data.folder=idx", "data.cache_dir=cache", "data.split.test=0"),
+    f"data.validation={{{', '.join(f'{name}: {files}' for name, files in _IDX_FILES.items())}}}",
+)
+FOLDER_SETS = (
+    "task=image_classification",
+    *("data=imagefolder", "data.root=images", "data.cache_dir=cache", "data.split.test=0"),
+    "data.validation={clean: clean, noisy: noisy}",
+)
+"""Two named validation sets of images, of `write_image_sets`, in the working directory."""
+
+HUB_SPLITS = (
+    *("data=hub", "data.path=saved_splits", "data.cache_dir=cache", "data.split.test=0"),
+    "data.splits={train: [one, two], validation: validation, test: null}",
+    *("data.mix={one: 1, two: 2}", "loader.sampler=weighted", "loader.weights=weight"),
+)
+"""Training on two splits of a saved data set in other shares than their rows, by the weights of a column."""
+
+CORRECTED = (
+    *("data=files", "data.train=train.jsonl", "data.validation=validation.jsonl", "data.test=test.jsonl"),
+    *("data.cache_dir=cache", "data.corrections=corrections.csv"),
+)
+"""Training on labels some of which a file corrects."""
+
+ON_SOURCES = {
+    "corrections": [*CORRECTED, "loader.sampler=balanced"],
+    "hub splits": [*HUB_SPLITS],
+    "sets of idx": [*IDX_SETS, "checkpoint.monitor=noisy/loss"],
+    "sets of imagefolder": [*FOLDER_SETS, "checkpoint.monitor=noisy/accuracy", "loader.workers=1"],
+}
+"""Jobs on what `write_job_sources` writes, in the working directory; they bring their own data."""
+
+
+def write_job_sources(folder: Path) -> None:
+    """Write what the jobs of `ON_SOURCES` read."""
+    write_roles(folder)
+    write_image_sets(folder)
+    texts = rows(81)
+    columns = {
+        "text": [text for text, _ in texts],
+        "label": [label for _, label in texts],
+        "weight": [1.0 + number % 3 for number in range(len(texts))],
+    }
+    parts = {"one": slice(0, 41), "two": slice(41, 61), "validation": slice(61, 81)}
+    splits = {name: {key: values[part] for key, values in columns.items()} for name, part in parts.items()}
+    saved = {name: Dataset.from_dict(table) for name, table in splits.items()}
+    DatasetDict(saved).save_to_disk(folder / "saved_splits")
+    with (folder / "corrections.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "row", "label", "correction"])
+        for number, line in enumerate((folder / "train.jsonl").read_text(encoding="utf-8").splitlines(), 1):
+            label = json.loads(line)["label"]
+            if number % 4 == 0:
+                writer.writerow(["train.jsonl", number, label, "tool" if label == "animal" else "animal"])
+
+
+def write_image_sets(folder: Path) -> None:
+    """Write what `IDX_SETS` and `FOLDER_SETS` read."""
+    write_idx(folder / "idx", 61)
+    write_images(folder / "images", 61)
+    for seed, name in enumerate(_SETS, 2):
+        write_images(folder / name, 20, seed)
+        write_idx_pair(folder / "idx" / name, 20, seed)
 
 
 def write_sources(folder: Path) -> None:
@@ -44,19 +113,25 @@ def images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def write_idx(folder: Path, count: int) -> None:
     """Write four files with the names of MNIST's; the training images are compressed."""
     folder.mkdir()
-    for prefix, number, seed in (("train", count, 0), ("t10k", count // 4, 1)):
-        pictures, corners = images(number, seed)
-        head = struct.pack(">IIII", 2051, number, _SIZE, _SIZE)
-        if prefix == "train":
-            (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + pictures.tobytes(), mtime=0))
-        else:
-            (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, number) + corners.tobytes())
+    write_idx_pair(folder / "train", count, 0)
+    write_idx_pair(folder / "t10k", count // 4, 1)
+    plain = folder / "train-images-idx3-ubyte"
+    plain.with_name(f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+    plain.unlink()
 
 
-def write_images(folder: Path, count: int) -> None:
+def write_idx_pair(start: Path, count: int, seed: int) -> None:
+    """Write a file of images and a file of labels whose names start with the name of `start`."""
+    pictures, corners = images(count, seed)
+    head = struct.pack(">IIII", 2051, count, _SIZE, _SIZE)
+    start.with_name(f"{start.name}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
+    labels = struct.pack(">II", 2049, count) + corners.tobytes()
+    start.with_name(f"{start.name}-labels-idx1-ubyte").write_bytes(labels)
+
+
+def write_images(folder: Path, count: int, seed: int = 0) -> None:
     """Write PNG files, one folder per corner."""
-    for number, (picture, corner) in enumerate(zip(*images(count), strict=True)):
+    for number, (picture, corner) in enumerate(zip(*images(count, seed), strict=True)):
         place = folder / f"corner_{corner}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(place / f"{number}.png")
