@@ -229,8 +229,7 @@ def line_of(name: str, roles: list[str]) -> list[str]:
     if name in ON_TABLES_AND_IMAGES:
         return [*common, "loader.limit=61", *ON_TABLES_AND_IMAGES[name]]
     if name in ON_SOURCES:
-        text = [] if "task=image_classification" in ON_SOURCES[name] else TEXT
-        return [*common, *text, *ON_SOURCES[name]]
+        return [*common, *ON_SOURCES[name]]
     job = (ON_TEXT | STATISTICS)[name]
     text = TEXT if "model=pretrained" not in job else TEXT[4:]  # its size is that of its folder
     return [*common, *text, *roles, *job]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.support.jobs import TINY, assert_same_end, checkpoint_files, events, train, working_in, write_data
 from tests.support.processes import PATIENCE, start, wait_until
+from tests.support.sources import ON_SOURCES, write_job_sources
 from trainer.cli import main
 
 STEPS = 40
@@ -155,6 +157,25 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert checkpoint_files(tmp_path / "run", STEPS) == expected
     steps = [event["step"] for event in events(tmp_path / "run", "train")]
     assert set(steps) == set(range(1, STEPS + 1))
+    figure("runs killed twice at random or inside a save, ended equal to the byte", 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", ON_SOURCES)
+def test_a_run_killed_on_every_source_ends_in_the_same_bytes(
+    name: str, seed: int, tmp_path: Path, figure: Figure
+) -> None:
+    with working_in(tmp_path):
+        write_job_sources(tmp_path)
+        job = [*TINY[6:], *JOB[len(TINY) :], *ON_SOURCES[name]]
+        assert main(["train", *job, "run.dir=whole"]) == 0
+        # Some kills are in the middle of reading or encoding the data.
+        shutil.rmtree("cache")
+        shutil.rmtree(os.environ["TRAINER_CACHE"])
+
+        assert kill_until_done(seed, job, tmp_path) > 0
+        assert checkpoint_files(tmp_path / "run", STEPS) == checkpoint_files(tmp_path / "whole", STEPS)
     figure("runs killed twice at random or inside a save, ended equal to the byte", 1, 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from tests.support.jobs import WORDS, rows, write_roles
+from tests.support.jobs import TINY, WORDS, rows, write_roles
 
 _SIZE = 14
 _SETS = ("clean", "noisy")
@@ -42,12 +42,12 @@ CORRECTED = (
 """Training on labels some of which a file corrects."""
 
 ON_SOURCES = {
-    "corrections": [*CORRECTED, "loader.sampler=balanced"],
-    "hub splits": [*HUB_SPLITS],
+    "corrections": [*TINY[:6], *CORRECTED, "loader.sampler=balanced"],
+    "hub splits": [*TINY[:6], *HUB_SPLITS],
     "sets of idx": [*IDX_SETS, "checkpoint.monitor=noisy/loss"],
     "sets of imagefolder": [*FOLDER_SETS, "checkpoint.monitor=noisy/accuracy", "loader.workers=1"],
 }
-"""Jobs on what `write_job_sources` writes, in the working directory; they bring their own data."""
+"""Jobs on what `write_job_sources` writes, in the working directory, with their data and their sizes."""
 
 
 def write_job_sources(folder: Path) -> None:
