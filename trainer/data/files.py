@@ -70,9 +70,6 @@ class Files(FileSource):
         separator: The separator of CSV and TSV cells, `\\t` for a tab; None for the default of the suffix.
         quote: The quote around CSV and TSV cells; None if quotes are ordinary characters.
         cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
-
-    Raises:
-        ConfigError: An argument is out of its range.
     """
 
     row_noun = "row"

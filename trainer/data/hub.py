@@ -66,9 +66,6 @@ class Hub:
             held out; `stratify`: the column of the classes that each give their shares; None without one.
         list_separator: The separator of `labels`, `words` and `tags` in one text; a space means any white space.
         cache_dir: The folder of downloads and of the Arrow files; None for the cache of the datasets library.
-
-    Raises:
-        ConfigError: An argument is out of its range.
     """
 
     mixes_splits: ClassVar[bool] = True

@@ -108,9 +108,6 @@ class Idx:
         test: The two files of the test split; two None hold out a share of training.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
         cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
-
-    Raises:
-        ConfigError: An argument is out of its range.
     """
 
     @validated(*_RULES)

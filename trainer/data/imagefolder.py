@@ -51,9 +51,6 @@ class ImageFolder:
             takes `root/validation`, or holds out a share of training.
         split: Shares of `validation` and `test` in [0, 1), for splits without a folder; 0 for no test split.
         cache_dir: The folder of the table of paths; None for the cache of the datasets library.
-
-    Raises:
-        ConfigError: An argument is out of its range.
     """
 
     @validated(

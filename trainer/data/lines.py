@@ -36,9 +36,6 @@ class Lines(FileSource):
             blank one; `file`, a whole file.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.
         cache_dir: The folder of the Arrow files; None for the cache of the datasets library.
-
-    Raises:
-        ConfigError: An argument is out of its range.
     """
 
     row_noun = "line"

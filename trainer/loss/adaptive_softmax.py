@@ -31,7 +31,7 @@ class AdaptiveSoftmax(SoftmaxLayerLoss):
             frequent.
 
     Raises:
-        ConfigError: A value is out of range, or the task does not know its classes.
+        ConfigError: The task does not know its classes.
     """
 
     rank: Tensor

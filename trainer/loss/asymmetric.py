@@ -31,9 +31,6 @@ class Asymmetric(MultilabelLoss):
         clip: Probability below which a negative adds nothing, in [0, 1).
         ignore_index: Entry that is ignored in the sum and in the count.
         num_outputs: Number of labels C, if it is known.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     @validated(*IGNORE_INDEX_RULES)

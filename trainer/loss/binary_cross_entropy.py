@@ -38,7 +38,7 @@ class BinaryCrossEntropy(MultilabelLoss):
         class_names: Names of the labels, if the task has them.
 
     Raises:
-        ConfigError: A value is out of range, or `pos_weight` does not fit the labels.
+        ConfigError: `pos_weight` does not fit the labels.
     """
 
     pos_weight: Tensor | None

@@ -24,9 +24,6 @@ class CosineEmbedding(nn.Module):
 
     Args:
         margin: Cosine below which dissimilar pairs add nothing, in [-1, 1].
-
-    Raises:
-        ConfigError: `margin` is out of range.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("similarity",)

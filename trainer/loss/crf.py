@@ -36,7 +36,7 @@ class Crf(nn.Module):
         class_names: Names of the tags, if the task has them.
 
     Raises:
-        ConfigError: A value is out of range, the task does not know its tags, or they follow no scheme.
+        ConfigError: The task does not know its tags, or they follow no scheme.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class",)

@@ -37,7 +37,7 @@ class CrossEntropy(nn.Module):
         class_names: Names of the classes, if the task has them.
 
     Raises:
-        ConfigError: A value is out of range, or `weight` does not fit the classes.
+        ConfigError: `weight` does not fit the classes.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "shares")

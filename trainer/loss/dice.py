@@ -38,9 +38,6 @@ class Dice(nn.Module):
         per: Scope of a coefficient.
         ignore_index: Target, a row's class or a label's entry, that is ignored in all sums.
         num_outputs: Number of classes or labels C, if it is known.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "multi_hot")

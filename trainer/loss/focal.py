@@ -57,7 +57,7 @@ class Focal(nn.Module):
         train_target: The type of floating-point targets: shares if "shares", else labels.
 
     Raises:
-        ConfigError: A value is out of range, or `alpha` does not fit the classes.
+        ConfigError: `alpha` does not fit the classes.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class", "shares", "multi_hot")

@@ -48,7 +48,7 @@ class GlobalPointer(nn.Module):
         num_outputs: Number of classes C, at least 1.
 
     Raises:
-        ConfigError: A value is out of range, or the task has no classes.
+        ConfigError: The task has no classes.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("spans",)

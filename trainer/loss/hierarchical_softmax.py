@@ -38,7 +38,7 @@ class HierarchicalSoftmax(SoftmaxLayerLoss):
         class_counts: Training targets of each class, if the task counts them; else all counts are equal.
 
     Raises:
-        ConfigError: A value is out of range, or the task does not know its classes.
+        ConfigError: The task does not know its classes.
     """
 
     paths: Tensor

@@ -20,9 +20,6 @@ class Huber(RegressionLoss):
     Args:
         delta: Error at which the loss turns from quadratic to linear, in the unit of the target; greater than 0.
         num_outputs: Values per sample V, if the task knows them.
-
-    Raises:
-        ConfigError: `delta` is out of range.
     """
 
     @validated()

@@ -35,9 +35,6 @@ class InfoNce(nn.Module):
     Args:
         temperature: Divisor of the cosines, greater than 0.
         symmetric: Also find the anchors from the positives.
-
-    Raises:
-        ConfigError: `temperature` is out of range.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("views",)

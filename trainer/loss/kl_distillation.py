@@ -35,7 +35,7 @@ class KlDistillation(nn.Module):
             saved or moved with this loss.
 
     Raises:
-        ConfigError: A value is out of range, or there is no teacher.
+        ConfigError: There is no teacher.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("class",)

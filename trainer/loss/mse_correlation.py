@@ -26,9 +26,6 @@ class MseCorrelation(RegressionLoss):
     Args:
         correlation: Weight of the correlation term, at least 0.
         num_outputs: Values per sample V, if the task knows them.
-
-    Raises:
-        ConfigError: `correlation` is out of range.
     """
 
     is_batch_statistic: ClassVar[bool] = True

@@ -32,7 +32,7 @@ class Poly(CrossEntropy):
         class_names: Names of the classes, if the task has them.
 
     Raises:
-        ConfigError: A value is out of range, or `weight` does not fit the classes.
+        ConfigError: `weight` does not fit the classes.
     """
 
     @validated(*WEIGHT_RULES, *IGNORE_INDEX_RULES)

@@ -26,7 +26,7 @@ class ConvNet(ImageBlocks):
         hidden: Width of each linear layer before the head; the last one is D.
 
     Raises:
-        ConfigError: A value is out of range, or the images are too small.
+        ConfigError: The images are too small.
     """
 
     @validated(

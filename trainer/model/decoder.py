@@ -57,7 +57,7 @@ class Decoder(TokenTransformer):
         cached: True if the model can decode token by token with `empty_cache` and `step`.
 
     Raises:
-        ConfigError: A value is out of range, or embeddings cannot be tied because the outputs are not the vocabulary.
+        ConfigError: Embeddings cannot be tied because the outputs are not the vocabulary.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)

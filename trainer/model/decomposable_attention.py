@@ -31,9 +31,6 @@ class DecomposableAttention(nn.Module):
         dim: Width of the token vectors, D.
         hidden: Width of the layers that compare and classify.
         dropout: Dropout probability on token vectors and between layers.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)

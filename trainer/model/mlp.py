@@ -44,9 +44,6 @@ class Mlp(nn.Module):
         activation: Activation function.
         norm: Normalization before each activation.
         dropout: Dropout probability after each activation.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("features", "images")

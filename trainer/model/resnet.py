@@ -66,7 +66,7 @@ class ResNet(nn.Module):
         shortcut: The shortcut of blocks that change the shape; see `ResidualBlock`.
 
     Raises:
-        ConfigError: A value is out of range, or the images are too small.
+        ConfigError: The images are too small.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)

@@ -39,9 +39,6 @@ class TextEncoder(TokenTransformer):
         hidden: Width of the feed-forward layers.
         dropout: Dropout probability on embeddings and in blocks.
         pooling: How the tokens of a sample become one vector; ignored for token-level outputs.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("tokens",)

@@ -34,7 +34,7 @@ class ViT(nn.Module):
         pooling: How the tokens of an image become one vector.
 
     Raises:
-        ConfigError: A value is out of range, or `patch` does not divide the image size.
+        ConfigError: `patch` does not divide the image size.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("images",)

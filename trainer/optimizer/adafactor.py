@@ -37,9 +37,6 @@ def adafactor(
             parameter size used in a step, both greater than 0.
         d: Largest root mean square of a scaled gradient, at least 1; larger ones are scaled down.
         weight_decay: Decoupled weight decay, at least 0; multiplied by the learning rate.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
     pair, optimizer = (eps[0], eps[1]), eager(torch.optim.Adafactor)
     return optimizer(params, lr=lr, beta2_decay=beta2_decay, eps=pair, d=d, weight_decay=weight_decay)

@@ -28,9 +28,6 @@ def adam(
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, greater than 0.
         weight_decay: L2 penalty, at least 0; multiplied by the parameter and added to the gradient.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
     pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
     return eager(torch.optim.Adam)(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)

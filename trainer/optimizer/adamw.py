@@ -25,9 +25,6 @@ def adamw(
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, greater than 0.
         weight_decay: Decoupled weight decay, at least 0; multiplied by the learning rate.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
     pair, fused = (float(betas[0]), float(betas[1])), can_fuse(params) or None
     return eager(torch.optim.AdamW)(params, lr=lr, betas=pair, eps=eps, weight_decay=weight_decay, fused=fused)

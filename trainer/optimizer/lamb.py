@@ -32,9 +32,6 @@ def lamb(
         betas: Decay of the running means of the gradient and of its square, each in [0, 1).
         eps: Added to the root of the running mean of squares, greater than 0.
         weight_decay: At least 0; multiplied by the parameter and added to the direction before its norm is computed.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
     return eager(Lamb)(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 

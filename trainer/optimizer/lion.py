@@ -28,9 +28,6 @@ def lion(
         lr: Base learning rate, greater than 0.
         betas: Decay of the momentum in the direction of a step and in the stored momentum, each in [0, 1).
         weight_decay: Decoupled weight decay, at least 0; multiplied by the learning rate.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
     return eager(Lion)(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 

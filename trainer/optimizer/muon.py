@@ -52,7 +52,7 @@ def muon(
         hidden: Names of the hidden matrices, from `hidden_matrix_names`.
 
     Raises:
-        ConfigError: A value is out of range, or no hidden matrix is trained.
+        ConfigError: No hidden matrix is trained.
     """
     matrices, others = _select(params, hidden, inside=True), _select(params, hidden, inside=False)
     if not matrices:

@@ -28,7 +28,7 @@ def sgd(
         weight_decay: L2 penalty, at least 0; multiplied by the parameter and added to the gradient.
 
     Raises:
-        ConfigError: A value is out of range, or `nesterov` is set without momentum.
+        ConfigError: `nesterov` is set without momentum.
     """
     # torch's fused kernel does not take shards.
     fused = (can_fuse(params) and not any(is_sharded(each) for group in params for _, each in group["params"])) or None

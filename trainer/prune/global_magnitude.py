@@ -28,7 +28,7 @@ def global_magnitude(weights: Mapping[str, Tensor], *, amount: Amount) -> dict[s
         For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
-        ConfigError: The amount is out of range, or leaves nothing.
+        ConfigError: It leaves nothing.
     """
     check_amount(amount, {"all weights": sum(weight.numel() for weight in weights.values())}, "elements")
     joined = torch.cat([weight.flatten() for weight in weights.values()])

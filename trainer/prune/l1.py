@@ -25,7 +25,7 @@ def l1(weights: Mapping[str, Tensor], *, amount: Amount) -> dict[str, Tensor]:
         For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
-        ConfigError: The amount is out of range, or prunes all of a weight.
+        ConfigError: It prunes all of a weight.
     """
     check_amount(amount, {name: weight.numel() for name, weight in weights.items()}, "elements")
     return compute_masks(prune.L1Unstructured(amount), weights)

@@ -26,7 +26,7 @@ def ln(weights: Mapping[str, Tensor], *, amount: Amount, n: PositiveOrInfinite, 
         For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
-        ConfigError: A value is out of range, or nothing is left of a weight.
+        ConfigError: Nothing is left of a weight.
     """
     too_few_axes = [
         f"{name} {tuple(weight.shape)}" for name, weight in weights.items() if not -weight.ndim <= dim < weight.ndim

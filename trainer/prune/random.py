@@ -25,7 +25,7 @@ def random(weights: Mapping[str, Tensor], seed: int, *, amount: Amount) -> dict[
         For each weight a boolean tensor of its shape: True keeps an element.
 
     Raises:
-        ConfigError: The amount is out of range, or prunes all of a weight.
+        ConfigError: It prunes all of a weight.
     """
     check_amount(amount, {name: weight.numel() for name, weight in weights.items()}, "elements")
     with torch.random.fork_rng(devices=[]):

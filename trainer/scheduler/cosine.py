@@ -16,9 +16,6 @@ def cosine(step: int, *, warmup_steps: int, total_steps: int, num_cycles: Positi
         warmup_steps: Steps of the linear warmup.
         total_steps: Steps of the whole run.
         num_cycles: Periods of the cosine, greater than 0; 0.5 decays to 0 once.
-
-    Raises:
-        ConfigError: `num_cycles` is out of range.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -29,9 +29,6 @@ def cosine_warmup_with_min_lr(
         min_factor: Minimum as a share of the base learning rate, in [0, 1] (transformers' `min_lr_rate`).
         warmup_factor: Factor at the first step of the warmup, in [0, 1] (transformers' `warmup_lr_rate`); None is
             1 / `warmup_steps`. A warmup of one step has only this factor.
-
-    Raises:
-        ConfigError: `num_cycles`, `min_factor` or `warmup_factor` is out of range.
     """
     if step < warmup_steps:
         if warmup_factor is None:

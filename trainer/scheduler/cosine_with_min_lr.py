@@ -20,9 +20,6 @@ def cosine_with_min_lr(
         total_steps: Steps of the whole run.
         num_cycles: Periods of the cosine, greater than 0; 0.5 decays to the minimum once.
         min_factor: Minimum as a share of the base learning rate, in [0, 1] (transformers' `min_lr_rate`).
-
-    Raises:
-        ConfigError: `num_cycles` or `min_factor` is out of range.
     """
     if step < warmup_steps:
         return step / warmup_steps

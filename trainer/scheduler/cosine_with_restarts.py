@@ -17,9 +17,6 @@ def cosine_with_restarts(step: int, *, warmup_steps: int, total_steps: int, num_
         warmup_steps: Steps of the linear warmup.
         total_steps: Steps of the whole run.
         num_cycles: Number of decays, at least 1.
-
-    Raises:
-        ConfigError: `num_cycles` is out of range.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -52,9 +52,6 @@ class Greedy(MetricBased):
 
     Attributes:
         every_steps: Steps between observations.
-
-    Raises:
-        ConfigError: Values are out of range.
     """
 
     state_type = _State

@@ -20,9 +20,6 @@ def inverse_sqrt(step: int, *, warmup_steps: int, timescale: Count | None) -> fl
         warmup_steps: Steps of the linear warmup.
         timescale: Steps after which the learning rate has decayed to 1 / sqrt(2), at least 1; None is `warmup_steps`,
             or 10000 without a warmup.
-
-    Raises:
-        ConfigError: `timescale` is out of range.
     """
     if timescale is None:
         timescale = warmup_steps or _TIMESCALE_WITHOUT_WARMUP

@@ -43,7 +43,7 @@ def onecycle(
         three_phase: Split the decay into two phases.
 
     Raises:
-        ConfigError: `div_factor` or `final_div_factor` is out of range, or `warmup_steps` does not fit three phases.
+        ConfigError: `warmup_steps` does not fit three phases.
     """
     start = 1.0 / div_factor
     end = start / final_div_factor

@@ -18,9 +18,6 @@ def polynomial(step: int, *, warmup_steps: int, total_steps: int, power: Positiv
         total_steps: Steps of the whole run.
         power: Exponent, greater than 0; 1 is linear.
         end_factor: Factor at the end, a share of the base learning rate in [0, 1] (transformers' `lr_end` is absolute).
-
-    Raises:
-        ConfigError: `power` or `end_factor` is out of range.
     """
     if step < warmup_steps:
         return step / warmup_steps

@@ -29,9 +29,6 @@ def warmup_stable_decay(
         total_steps: Steps of the whole run.
         shape: Curve of the decay over t from 0 to 1: 1 - t, (1 + cos(pi t)) / 2, or 1 - sqrt(t).
         min_factor: Factor at the start and at the end, in [0, 1].
-
-    Raises:
-        ConfigError: `min_factor` is out of range.
     """
     decay_start = max(warmup_steps, total_steps - decay_steps)
     if step < warmup_steps:

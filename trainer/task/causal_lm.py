@@ -44,7 +44,7 @@ class CausalLm(LanguageModeling):
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
 
     Raises:
-        ConfigError: A value is out of range, or the tokenizer has no end-of-text token.
+        ConfigError: The tokenizer has no end-of-text token.
     """
 
     monitor = "perplexity"

@@ -108,9 +108,6 @@ class ImageClassification(SupervisedTask):
         std: Standard deviation of each channel of pixels from 0 to 1; `auto` measures the training images.
         augment: Amounts of random changes in training: `crop`, `flip`, `rotate`, `brightness`, `contrast`, `cutout`;
             `mixup`, `cutmix` and `mix_prob` mix each image with another one, and the targets become `shares`.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     monitor = "accuracy"

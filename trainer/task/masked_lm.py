@@ -56,7 +56,7 @@ class MaskedLm(LanguageModeling):
         whole_words: Choose whole words.
 
     Raises:
-        ConfigError: A value is out of range, or the tokenizer has no mask token or does not split words.
+        ConfigError: The tokenizer has no mask token or does not split words.
     """
 
     monitor = "perplexity"

@@ -21,9 +21,6 @@ class MultilabelClassification(SupervisedTask):
         tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
         threshold: A label is predicted if its probability is above this value, in (0, 1); also for F1 and exact match.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     monitor = "micro_f1"

@@ -63,7 +63,7 @@ class SentenceEmbedding(TextTask):
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
 
     Raises:
-        ConfigError: A value is out of range, or the supervision does not support it.
+        ConfigError: The supervision does not support it.
     """
 
     monitor: str

@@ -53,9 +53,6 @@ class SpanClassification(TextTask):
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
         span_end: The `end` of a span in the data: `exclusive` is the place after its last character, `inclusive` the
             place of this character. Predictions are always exclusive.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     monitor = "entity_f1"

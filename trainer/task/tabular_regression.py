@@ -23,9 +23,6 @@ class TabularRegression(SupervisedTask):
 
     Args:
         max_categories: Categories of a column with a feature of their own, the most frequent ones.
-
-    Raises:
-        ConfigError: `max_categories` is below 1.
     """
 
     monitor = "r2"

@@ -17,9 +17,6 @@ class TextClassification(SupervisedTask):
         vocab_size: Entries of a vocabulary trained on the training texts.
         tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     monitor = "accuracy"

@@ -58,9 +58,6 @@ class TokenClassification(TextTask):
         vocab_size: Entries of a vocabulary trained on the training words.
         tokenizer: A `tokenizer.json`, its folder, or a hub name; None trains a WordPiece vocabulary.
         lowercase: For a trained vocabulary: convert texts to lower case without accents.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
 
     monitor = "entity_f1"
