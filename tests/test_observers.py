@@ -234,7 +234,7 @@ def test_errors_before_torch(job: list[str], value: str, message: str) -> None:
             "logging.Logger",
             "observers.0.name: is missing; logging.Logger needs it for its parameter name. Add name: <value>",
         ),
-        ("threading.Event", "observers.0._target_: Event lacks members of Observer (trainer/protocols.py)"),
+        ("threading.Event", "observers.0._target_: Event lacks members of Observer (trainer/protocols)"),
     ],
 )
 def test_errors_before_training(

@@ -86,7 +86,7 @@ def check_contract(group: str, target: str, part: object) -> None:
     problems = [f"the class {name} has methods with former names, which nothing calls"] if renamed else []
     if undefined:
         contracts = " and ".join(dict.fromkeys(missing[member] for member in undefined))
-        problems.append(f"{name} lacks members of {contracts} (trainer/protocols.py)")
+        problems.append(f"{name} lacks members of {contracts} (trainer/protocols)")
     raise ConfigError(format_error(f"{group}._target_", "; ".join(problems), ". ".join(remedies), value=target))
 
 

@@ -78,7 +78,7 @@ def _build(
     method = instantiate("perturb", config, target=target)
     contract = ComparesOutputs if getattr(method, "perturbs", None) == "outputs" else PerturbsWeights
     if not isinstance(method, contract):
-        problem = f"{type(method).__name__} lacks members of {contract.__name__} (trainer/protocols.py)"
+        problem = f"{type(method).__name__} lacks members of {contract.__name__} (trainer/protocols)"
         raise ConfigError(format_error("perturb._target_", problem, value=name))
     if isinstance(method, PerturbsWeights):
         with in_group("perturb"):

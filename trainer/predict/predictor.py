@@ -63,7 +63,7 @@ def check_task(task: object) -> None:
     if missing:
         problem = f"{type(task).__name__} cannot predict, it has no {', '.join(missing)}"
         raise ConfigError(
-            format_error("task", problem, "Add the methods, see the protocol Task in trainer/protocols.py")
+            format_error("task", problem, "Add the methods, see the protocol Task in trainer/protocols")
         )
 
 
