@@ -2,7 +2,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_args
 
 from trainer.config import jobs, schema
-from trainer.constraints.annotations import value_problems
+from trainer.constraints.values import value_problems
 from trainer.protocols import Batching
 
 

@@ -16,8 +16,9 @@ from trainer.builders.instantiate import locate
 from trainer.config.command import check_command
 from trainer.config.groups import groups_in, own_folder
 from trainer.config.signatures import read
-from trainer.constraints.annotations import fits_type, is_constrained, value_problems
+from trainer.constraints.annotations import is_constrained
 from trainer.constraints.declarations import resolve_annotation
+from trainer.constraints.values import fits_type, value_problems
 from trainer.errors import ConfigError, DataError
 
 CASES: list[tuple[str, str]] = [

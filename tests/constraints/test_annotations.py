@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from trainer import constraints
 from trainer.constraints import annotations
-from trainer.constraints.annotations import map_paths, paths_in
 from trainer.constraints.declarations import find_builtin, meaning, read_annotation, resolve_annotation
+from trainer.constraints.values import map_paths, paths_in
 
 NAMES = {**vars(typing), **vars(annotated_types), **vars(constraints), "typing": meaning("typing")}
 

@@ -9,8 +9,9 @@ from annotated_types import Ge
 
 from trainer import constraints
 from trainer.constraints import Count
-from trainer.constraints.annotations import IsDuration, value_problems
+from trainer.constraints.annotations import IsDuration
 from trainer.constraints.declarations import bindings, find_builtin, meaning, read_annotation, resolve_annotation
+from trainer.constraints.values import value_problems
 
 
 class Seed:

@@ -16,7 +16,7 @@ from trainer.config import jobs, schema, signatures
 from trainer.config.command import check_command
 from trainer.config.groups import Groups, own_folder
 from trainer.config.stored import config_text
-from trainer.constraints.annotations import paths_in
+from trainer.constraints.values import paths_in
 
 TEXTS = ("train", *TINY, "data=files", "data.train=train.csv", "run.dir=new")
 SIMILAR = ("predict", "run=run", "input=apple", "neighbours=2")

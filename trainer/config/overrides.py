@@ -21,7 +21,7 @@ from trainer.config import jobs, schema
 from trainer.config.arguments import Arguments, split_arguments
 from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import Groups, groups_in, own_folder, search_folder, size_problem, working_folder
-from trainer.constraints.annotations import character_problems
+from trainer.constraints.values import character_problems
 from trainer.display import displayable, mask_secrets
 from trainer.errors import ConfigError, format_error, install, raise_if_any
 from trainer.layout import expand_home

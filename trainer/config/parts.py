@@ -15,16 +15,10 @@ from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, is_local
 from trainer.config.keys import DURATIONS, KnownKeys, is_named_set
 from trainer.config.signatures import Signature
-from trainer.constraints.annotations import (
-    describe,
-    fits_type,
-    forms,
-    literals,
-    mapping_item,
-    mapping_keys,
-    value_problems,
-)
+from trainer.constraints.annotations import literals, mapping_item, mapping_keys
+from trainer.constraints.descriptions import describe, forms
 from trainer.constraints.rules import broken_rules
+from trainer.constraints.values import fits_type, value_problems
 from trainer.durations import LENGTH_FORMS
 from trainer.errors import did_you_mean, format_error, show_value
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import jobs, schema, signatures
-from trainer.constraints.annotations import PathTo, is_constrained, map_paths, paths_in
+from trainer.constraints.annotations import PathTo, is_constrained
+from trainer.constraints.values import map_paths, paths_in
 from trainer.errors import format_error
 from trainer.layout import LOCK, expand_home
 from trainer.weights_folder import find_tokenizer

@@ -19,9 +19,9 @@ from annotated_types import Gt
 
 from trainer.config.groups import OWN, PACKAGE, is_local
 from trainer.constraints import Duration, validated
-from trainer.constraints.annotations import fits_type, value_problems
 from trainer.constraints.declarations import Binding, bindings, find_builtin, meaning, read_annotation
 from trainer.constraints.rules import Rule
+from trainer.constraints.values import fits_type, value_problems
 from trainer.errors import did_you_mean
 
 _Definition: TypeAlias = ast.ClassDef | ast.FunctionDef

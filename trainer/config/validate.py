@@ -15,7 +15,8 @@ from trainer.config.groups import OWN
 from trainer.config.keys import KnownKeys
 from trainer.config.metrics import validate_metrics
 from trainer.config.parts import validate_entry, validate_part, validate_value
-from trainer.constraints.annotations import character_problems, fits_type, literals
+from trainer.constraints.annotations import literals
+from trainer.constraints.values import character_problems, fits_type
 from trainer.durations import FORMS, LENGTH_FORMS, Duration, parse
 from trainer.errors import did_you_mean, format_error, install, raise_if_any
 from trainer.validation_sets import SPLIT_PATTERN, is_image_set, name_problems, named_sets, set_problem, validation_of

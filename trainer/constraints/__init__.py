@@ -19,17 +19,10 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt, Interval, MinLen
 
-from trainer.constraints.annotations import (
-    AllowInfinity,
-    IsDuration,
-    IsTime,
-    Note,
-    PathTo,
-    is_constrained,
-    value_problems,
-)
+from trainer.constraints.annotations import AllowInfinity, IsDuration, IsTime, Note, PathTo, is_constrained
 from trainer.constraints.declarations import resolve_annotation
 from trainer.constraints.rules import Rule, broken_rules
+from trainer.constraints.values import value_problems
 from trainer.errors import raise_if_any
 
 __all__ = ["AllowInfinity", "Note", "PathTo", "Rule", "validated"]

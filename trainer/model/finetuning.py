@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.constraints import BelowOne, Count, NonNegative, Positive
-from trainer.constraints.annotations import value_problems
+from trainer.constraints.values import value_problems
 from trainer.errors import ConfigError, did_you_mean, format_error, install, raise_if_any
 
 _FREEZE: Final = "freeze"

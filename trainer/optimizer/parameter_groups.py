@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from trainer.constraints import NonNegative, Positive
-from trainer.constraints.annotations import value_problems
+from trainer.constraints.values import value_problems
 from trainer.errors import did_you_mean, format_error, raise_if_any
 
 # Only by shape are their tables and gains matrices; weight decay would shrink table rows that no batch uses.

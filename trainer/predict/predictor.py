@@ -62,9 +62,7 @@ def check_task(task: object) -> None:
     missing = [name for name in _TASK_METHODS if not hasattr(task, name)]
     if missing:
         problem = f"{type(task).__name__} cannot predict, it has no {', '.join(missing)}"
-        raise ConfigError(
-            format_error("task", problem, "Add the methods, see the protocol Task in trainer/protocols")
-        )
+        raise ConfigError(format_error("task", problem, "Add the methods, see the protocol Task in trainer/protocols"))
 
 
 @dataclass(frozen=True)
