@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pytest
 from annotated_types import Ge, Gt
 
-from trainer.config import signatures
+from trainer.config import sources
 from trainer.config.command import check_command
 from trainer.config.signatures import attribute, read
 from trainer.constraints import BelowOne, Count, Duration, Note
@@ -17,8 +17,8 @@ from trainer.errors import ConfigError
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package whose modules would fail on import, in the place of our own."""
     root = tmp_path / "pkg"
-    monkeypatch.setattr(signatures, "PACKAGE", root)
-    monkeypatch.setattr(signatures, "OWN", "pkg.")
+    monkeypatch.setattr(sources, "PACKAGE", root)
+    monkeypatch.setattr(sources, "OWN", "pkg.")
     (root / "loss").mkdir(parents=True)
     (root / "loss" / "focal.py").write_text(
         dedent(

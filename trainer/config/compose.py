@@ -22,7 +22,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import schema, signatures
+from trainer.config import schema, signatures, sources
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
 from trainer.errors import ConfigError, did_you_mean, format_error
@@ -295,7 +295,7 @@ def preset_files(choices: Mapping[str, str | None], groups: Groups) -> dict[str,
 
 def _inherited_keys(target: object, option: Mapping[str, Any]) -> list[str]:
     """Return the keys of an option that a target takes because it is derived from the option's own one."""
-    if not isinstance(target, str) or not signatures.is_subclass(target, str(option["_target_"])):
+    if not isinstance(target, str) or not sources.is_subclass(target, str(option["_target_"])):
         return []
     signature = signatures.read(target, any_package=True)
     return [key for key in option if signature is not None and signature.annotation(key) is not None]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import constraints
-from trainer.constraints import annotations
+from trainer.constraints import annotations, descriptions, values
 from trainer.constraints.declarations import find_builtin, meaning, read_annotation, resolve_annotation
 from trainer.constraints.values import map_paths, paths_in
 
@@ -25,11 +25,11 @@ def parsed(text: str) -> object:
 
 
 def fits_type(value: Any, text: str) -> bool:
-    return annotations.fits_type(value, parsed(text))
+    return values.fits_type(value, parsed(text))
 
 
 def value_problems(key: str, value: Any, text: str) -> list[str]:
-    return annotations.value_problems(key, value, parsed(text))
+    return values.value_problems(key, value, parsed(text))
 
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
@@ -123,14 +123,14 @@ def test_scalar_has_one_type_but_ints_are_also_floats(value: Any) -> None:
     ],
 )
 def test_descriptions_of_annotations(annotation: str, words: str) -> None:
-    assert annotations.describe(parsed(annotation)) == words
+    assert descriptions.describe(parsed(annotation)) == words
 
 
 def test_literals_and_forms() -> None:
     assert annotations.literals(parsed("Literal['a', 1] | list[Literal['b']]")) == ["a", "b"]
-    assert "500st" in annotations.forms(parsed("Duration | None"))
-    assert "4h" in annotations.forms(parsed("Time | None"))
-    assert annotations.forms(int) == ""
+    assert "500st" in descriptions.forms(parsed("Duration | None"))
+    assert "4h" in descriptions.forms(parsed("Time | None"))
+    assert descriptions.forms(int) == ""
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ ODD += ["int[str]", "None | None", "ClassVar[int]", "Callable[[int], str]", "Typ
 def test_no_annotation_raises_an_exception(odd: list[str], form: str, value: Any) -> None:
     text = form.format(" | ".join(odd))
     for annotation in (parsed(text), resolve_annotation(text, dict(NAMES))):
-        assert isinstance(annotations.value_problems("key", value, annotation), list)
-        assert annotations.describe(annotation)
+        assert isinstance(values.value_problems("key", value, annotation), list)
+        assert descriptions.describe(annotation)
         assert annotations.map_paths(value, annotation, lambda path, about: path) is not Ellipsis
         annotations.is_constrained(annotation)
         annotations.mapping_item(annotation)
