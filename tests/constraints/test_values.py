@@ -302,7 +302,7 @@ def test_no_annotation_raises_an_exception(odd: list[str], form: str, value: Any
     for annotation in (parsed(text), resolve_annotation(text, dict(NAMES))):
         assert isinstance(values.value_problems("key", value, annotation), list)
         assert descriptions.describe(annotation)
-        assert annotations.map_paths(value, annotation, lambda path, about: path) is not Ellipsis
+        assert values.map_paths(value, annotation, lambda path, about: path) is not Ellipsis
         annotations.is_constrained(annotation)
         annotations.mapping_item(annotation)
         annotations.literals(annotation)
