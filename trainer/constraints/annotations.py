@@ -67,12 +67,14 @@ _CONTAINERS: Final[dict[object, object]] = {dict: Mapping, list: Sequence}
 
 def origin_of(annotation: object) -> object:
     """Return the construct of an annotation: a type, or one of Union, Literal, Annotated, Mapping, Sequence, tuple."""
+    if annotation is Annotated:  # without arguments; on Python 3.11 and 3.12 it is a class
+        return Any
     if type(annotation) is type:  # most annotations are classes, and the rest takes longer
         return _CONTAINERS.get(annotation, annotation)
     origin = NoneType if annotation is None else get_origin(annotation) or annotation
     if origin is UnionType:
         return Union
-    if (origin is Union or origin is Literal or origin is Annotated) and not get_args(annotation):
+    if (origin is Union or origin is Literal) and not get_args(annotation):
         return Any
     try:
         return _CONTAINERS.get(origin, origin)
