@@ -70,8 +70,9 @@ def test_every_part_has_one_name_in_three_places() -> None:
 
 
 def test_importing_a_package_imports_nothing_else() -> None:
-    # Users import the constraints of their parts from `trainer.constraints`, which needs all of its modules.
-    for path in sorted({*PACKAGE.rglob("__init__.py")} - {PACKAGE / "constraints" / "__init__.py"}):
+    # Users import the constraints and the contracts of their parts from packages that need all of their modules.
+    exceptions = {PACKAGE / name / "__init__.py" for name in ("constraints", "protocols")}
+    for path in sorted({*PACKAGE.rglob("__init__.py")} - exceptions):
         for statement in ast.parse(path.read_text(encoding="utf-8")).body:
             is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             is_version = isinstance(statement, ast.Assign) and path.parent == PACKAGE
