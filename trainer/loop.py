@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,14 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         state.advance()
         throughput.count(micro_batches, run.passes_at(state.step - 1))
         if earlier is not None:
-            check_update(run, earlier)
+            check_update(run, earlier)  # one step late: its loss has arrived by now, so nothing waits for the device
 
         improved = False
         if steps.reports_at(state.step):
             loss, grad_norm = check_update(run, update)
             with throughput.paused():
                 if steps.is_due(steps.log_every, state.step):
-                    log_step(run, state, loss, lr, grad_norm, *throughput.read(run.ranks))
+                    log_step(run, state, loss, lr, grad_norm, throughput.read(run.ranks))
                 if steps.is_due(steps.histograms_every, state.step):
                     log_histograms(run, state)
                 if steps.evaluates_at(state.step):
@@ -82,6 +82,20 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
             return
         if stop and state.step < steps.total:
             raise Interrupted(f"stopped after step {state.step} of {steps.total}")
+
+
+class Rates(NamedTuple):
+    """The throughput of all devices.
+
+    Attributes:
+        samples: Samples per second of training.
+        tokens: Tokens per second of training; 0 if the samples are no texts.
+        passes: Forward and backward passes through a sample.
+    """
+
+    samples: float
+    tokens: float
+    passes: float
 
 
 class Throughput:
@@ -106,13 +120,10 @@ class Throughput:
         yield
         self._resumed = time.perf_counter()
 
-    def read(self, ranks: Ranks) -> tuple[float, float, float]:
-        """Return the samples and the tokens of all devices per second of training, and the passes of a sample.
-
-        Counting starts anew. Only in a pause.
-        """
+    def read(self, ranks: Ranks) -> Rates:
+        """Return the rates since the last reading, and start counting anew. Only in a pause."""
         samples, tokens, passes = ranks.sum(self._samples, self._tokens, self._passes)
-        rates = samples / self._seconds, tokens / self._seconds, passes / samples
+        rates = Rates(samples / self._seconds, tokens / self._seconds, passes / samples)
         self._samples = self._tokens = self._passes = 0
         self._seconds = 0.0
         return rates
@@ -162,7 +173,8 @@ def update_weights(run: Run, step: int, micro_batches: list[Batch]) -> Update:
             continue
         update = Update(step, micro_batches, values)
         if run.checks_late:
-            # The kernel itself skips the update, and from then on every update: nothing waits for the device.
+            # The kernel of the optimizer skips an update that has `found_inf`, and from then on every update, so that
+            # `check_update` finds unchanged weights a step later: nothing waits for the device.
             bad = 1.0 - values.isfinite().all().float()
             earlier = getattr(run.optimizer, "found_inf", None)
             run.optimizer.found_inf = bad if earlier is None else torch.maximum(earlier, bad)  # type: ignore[attr-defined]
@@ -250,7 +262,7 @@ def compute_share(run: Run, step: int, batch: Batch) -> tuple[Tensor, bool]:
     total, counts = compute_shared_loss(run.loss, output, batch, run.ranks)
     if run.consistency is None or step < run.consistency.start_steps:
         return total, counts
-    second = run.forward(step, batch, stream=1)
+    second = run.forward(step, batch, stream=1)  # other random numbers, so other dropout masks
     other, _ = compute_shared_loss(run.loss, second, batch, run.ranks)
     assert batch.target is not None
     ignore_index = run.loss.ignore_index if isinstance(run.loss, IgnoresTargets) else None
@@ -282,29 +294,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def log_step(
-    run: Run,
-    state: TrainState,
-    loss: float,
-    lr: float,
-    grad_norm: float,
-    samples_rate: float,
-    tokens_rate: float,
-    passes: float,
-) -> None:
-    """Log a training step; `learning_rates` are by base learning rate if there are several. Rates are per second.
+def log_step(run: Run, state: TrainState, loss: float, lr: float, grad_norm: float, rates: Rates) -> None:
+    """Log a training step; `learning_rates` are by base learning rate if there are several.
 
     The MFU counts all passes of a step (`perturb`). In float16, the loss scale is logged too.
     """
-    values: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": samples_rate}
-    if tokens_rate:
-        values["tokens_per_second"] = tokens_rate
+    values: dict[str, Any] = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "samples_per_second": rates.samples}
+    if rates.tokens:
+        values["tokens_per_second"] = rates.tokens
     if run.utilization is not None:
-        values["mfu"] = passes * run.utilization.mfu(samples_rate, tokens_rate)
+        values["mfu"] = rates.passes * run.utilization.mfu(rates.samples, rates.tokens)
     values["memory"] = read_peak_memory(run.device)
-    rates = {f"{group['initial_lr']:g}": float(group["lr"]) for group in run.optimizer.param_groups}
-    if len(rates) > 1:
-        values["learning_rates"] = rates
+    by_base = {f"{group['initial_lr']:g}": float(group["lr"]) for group in run.optimizer.param_groups}
+    if len(by_base) > 1:
+        values["learning_rates"] = by_base
     if run.precision.name == "fp16":
         values["scale"] = run.precision.scale
     run.log("train", state.step, values)
