@@ -26,8 +26,9 @@ from torch import Tensor
 from trainer.builders.data import build_encoded, build_task
 from trainer.builders.instantiate import instantiate
 from trainer.config.compose import compose, plain, register_defaults
-from trainer.config.jobs import DataKeys, TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import DataKeys
 from trainer.config.stored import job_from_config
 from trainer.data.batch_plan import BatchIndices
 from trainer.data.batches import Batches

@@ -17,8 +17,9 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.cli import VERBS
 from trainer.config.compose import compose, plain, register_defaults
 from trainer.config.groups import Groups
-from trainer.config.jobs import PRESET_GROUPS, DataKeys, TrainJob
+from trainer.config.jobs import PRESET_GROUPS, TrainJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import DataKeys
 from trainer.config.signatures import attribute
 from trainer.config.stored import config_text, job_from_config
 from trainer.data import stdlib

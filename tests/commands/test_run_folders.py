@@ -14,7 +14,7 @@ from trainer.commands.run_folders import (
     find_run_folder,
     select_checkpoint,
 )
-from trainer.config.jobs import RunSection
+from trainer.config.sections import RunSection
 from trainer.errors import CheckpointError
 
 

@@ -103,7 +103,7 @@ def test_false_is_not_zero() -> None:
 
 def test_list_names_existing_keys() -> None:
     sections = schema.sections(jobs.TrainJob)
-    sections |= {"data": jobs.DataKeys, "model": jobs.ModelKeys}
+    sections |= {"data": sections.DataKeys, "model": sections.ModelKeys}
     for path in {*MAY_CHANGE, *NOTES} - {"data.cache_dir"}:
         section, _, key = path.partition(".")
         assert section in schema.keys(jobs.TrainJob)

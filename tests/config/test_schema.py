@@ -1,7 +1,7 @@
 from dataclasses import fields, is_dataclass
 from typing import get_args
 
-from trainer.config import jobs, schema
+from trainer.config import jobs, schema, sections
 from trainer.constraints.values import value_problems
 from trainer.protocols import Batching
 
@@ -34,7 +34,7 @@ def test_fields_without_help_text_are_no_keys() -> None:
 
 
 def test_batching_options_are_the_layouts_of_the_loader() -> None:
-    annotation = schema.keys(jobs.LoaderSection)["batching"]
+    annotation = schema.keys(sections.LoaderSection)["batching"]
     # `loader.tokens` chooses `full_rows`.
     assert {*get_args(annotation), "full_rows"} == {*get_args(Batching)}
 

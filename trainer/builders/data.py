@@ -11,8 +11,9 @@ import torch
 
 from trainer.builders.instantiate import in_group, instantiate
 from trainer.builders.sampling import build_sampler
-from trainer.config.jobs import DataKeys, TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import DataKeys
 from trainer.data.batch_plan import BatchPlan
 from trainer.data.batches import Batches, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.corrections import Corrections

@@ -19,8 +19,9 @@ from trainer.capture import MASKS, check_finite, load_weights, select_weights
 from trainer.checkpoint.shards import FROZEN_FILE, MERGED, tensors_name
 from trainer.checkpoint.snapshot import Snapshot, load_folder
 from trainer.config.devices import SHAPES_REMEDY, VARYING_SHAPES, WITHOUT_GRAPHS
-from trainer.config.jobs import LoraKeys, ModelKeys, PruneKeys, TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import LoraKeys, ModelKeys, PruneKeys
 from trainer.data.batch_plan import BatchIndices
 from trainer.data.batches import Batches
 from trainer.decode.kv_cache import has_cache

@@ -10,8 +10,9 @@ from torch import nn
 
 from trainer.builders.instantiate import in_group, instantiate, locate, parameters
 from trainer.config import schema
-from trainer.config.jobs import OptimizerKeys, TrainJob
+from trainer.config.jobs import TrainJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import OptimizerKeys
 from trainer.display import counted
 from trainer.durations import to_steps
 from trainer.errors import ConfigError, format_error

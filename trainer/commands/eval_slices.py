@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.commands.run_folders import find_run_folder
-from trainer.config.jobs import DataKeys, EvalJob
+from trainer.config.jobs import EvalJob
 from trainer.config.schema import option_keys
+from trainer.config.sections import DataKeys
 from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
 from trainer.display import counted, displayable, join_items, shorten_middle
 from trainer.documents import undefined_reason

@@ -16,8 +16,8 @@ from tempfile import mkdtemp
 
 from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.checkpoint.snapshot import read_checkpoint_document
-from trainer.config.jobs import RunSection
 from trainer.config.paths import describe_taken
+from trainer.config.sections import RunSection
 from trainer.config.stored import load_stored_config
 from trainer.config.trust import trust_argument
 from trainer.documents import EVALUATION, read_document

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from trainer.config import compose, jobs, overrides, schema
+from trainer.config import compose, jobs, overrides, schema, sections
 from trainer.config.compatibility import validate_new_job
 from trainer.config.groups import Groups
 from trainer.config.keys import KnownKeys
@@ -334,8 +334,8 @@ def _one_at_a_time(choices: Sequence[Sequence[_Item]]) -> list[list[_Item]]:
 
 def _validate_stored_overrides(line: CommandLine) -> list[str]:
     """Return the problems of changes of a run's config that show without the run."""
-    keys = schema.keys(jobs.LoaderSection)
-    known = KnownKeys(jobs.TrainJob, line.groups, {"loader": schema.defaults(jobs.LoaderSection)})
+    keys = schema.keys(sections.LoaderSection)
+    known = KnownKeys(jobs.TrainJob, line.groups, {"loader": schema.defaults(sections.LoaderSection)})
     problems: list[str] = []
     for path, value in line.overrides.stored_pairs():
         section, _, key = path.partition(".")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args
 
-from trainer.config import jobs, schema
+from trainer.config import jobs, schema, sections
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, groups_in, own_folder, working_folder
 from trainer.config.help import option_summary
 from trainer.config.parts import HYDRA_KEY_TYPES, key_annotation, read_signature
@@ -30,7 +30,7 @@ _TITLE = "Config of trainer"
 _LATER = {"$ref": "#/$defs/later"}
 _TYPES: Mapping[object, str] = {int: "integer", float: "number", bool: "boolean", str: "string", NoneType: "null"}
 _LENGTHS = {"string": "Length", "array": "Items", "object": "Properties"}
-_ENTRIES: Mapping[str, type] = {"model.lora": jobs.LoraKeys, "optimizer.overrides": jobs.OverrideKeys}
+_ENTRIES: Mapping[str, type] = {"model.lora": sections.LoraKeys, "optimizer.overrides": sections.OverrideKeys}
 """Keys that contain a mapping, or a list of them, whose keys are declared."""
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import jobs, schema, signatures
+from trainer.config import jobs, schema, sections, signatures
 from trainer.config.compose import set_value, unresolved
 from trainer.config.groups import Groups, own_folder, yaml_problem
 from trainer.config.keys import KnownKeys, find, is_known
@@ -61,7 +61,7 @@ TRAINING_KEYS = (
     "device",
     "deterministic",
     "run",
-    *(f"train.{name}" for name in schema.keys(jobs.TrainSection) if name != "fused_head"),
+    *(f"train.{name}" for name in schema.keys(sections.TrainSection) if name != "fused_head"),
     "checkpoint",
     "ema",
     "eval",
@@ -281,7 +281,7 @@ def exported_config(path: str | Path) -> dict[str, Any] | None:
 def _exported_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the problems of the values that predictions use as they are; the task checks its own."""
     batch_size = "eval_batch_size"
-    annotation = schema.keys(jobs.LoaderSection)[batch_size]
+    annotation = schema.keys(sections.LoaderSection)[batch_size]
     yield from validate_value(f"loader.{batch_size}", config["loader"][batch_size], annotation)
     table = signatures.read(_TABLES)
     assert table is not None, "a class of this package"

@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 
 from trainer.config import compose, schema
 from trainer.config.compatibility import value_at
-from trainer.config.jobs import PRESET_GROUPS, SweepSection
+from trainer.config.jobs import PRESET_GROUPS
 from trainer.config.keys import find, is_known
 from trainer.config.overrides import CommandLine, is_sweep, parse_overrides, variants
+from trainer.config.sections import SweepSection
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
 from trainer.distributed.environment import is_rank
 from trainer.documents import SWEEP as SWEEP_SHAPE

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from trainer.config import jobs, schema, signatures
+from trainer.config import jobs, schema, sections, signatures
 from trainer.config.compatibility import validate_compatibility, value_at
 from trainer.config.devices import validate_devices
 from trainer.config.foreign_names import foreign_value
@@ -308,7 +308,7 @@ def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
 def _validate_lora(lora: object) -> Iterator[str]:
     if not isinstance(lora, Mapping):
         return
-    keys = schema.keys(jobs.LoraKeys)
+    keys = schema.keys(sections.LoraKeys)
     for key, value in lora.items():
         if key in keys:
             yield from validate_value(f"model.lora.{key}", value, keys[key])
@@ -334,7 +334,7 @@ def _validate_overrides(config: Mapping[str, Any]) -> Iterator[str]:
     entries = value_at(config, "optimizer.overrides")
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
         return
-    keys = schema.keys(jobs.OverrideKeys)
+    keys = schema.keys(sections.OverrideKeys)
     for number, entry in enumerate(entries, start=1):
         path = f"optimizer.overrides: entry {number}"
         for key in (key for key in entry if key not in keys):
