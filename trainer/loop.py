@@ -38,7 +38,7 @@ def fit(run: Run, state: TrainState, should_stop: Callable[[], bool]) -> None:
         run: The parts.
         state: The position and scores to start from; updated in place.
         should_stop: Called after each step; if it returns True, a checkpoint is saved and the run stops. It must return
-            the same in all processes; `Ranks.share_flag` makes a flag of one process that of all.
+            the same in all processes; `Ranks.share_flag` shares the flag of one process with all.
 
     Raises:
         Interrupted: `should_stop` stopped the run between two steps; a checkpoint was saved.
@@ -194,7 +194,7 @@ def check_update(run: Run, update: Update) -> tuple[float, float]:
     """
     loss, grad_norm = update.read()
     if not isfinite(loss) or not (isfinite(grad_norm) or run.precision.can_lower_scale):
-        if run.checks_late:  # The gradients may be those of the next step; its weights are the same.
+        if run.checks_late:  # By now, the gradients may belong to the next step; the weights are the same.
             set_learning_rate(run.optimizer, run.schedule(update.step))
             compute_gradients(run, update.step, update.micro_batches)
         raise diverged_step_error(run, update.step + 1, loss, grad_norm, update.micro_batches)

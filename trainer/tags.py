@@ -142,7 +142,7 @@ def decode_tags(output: Tensor, is_word: Tensor, transitions: TagTransitions) ->
         after[place] = end.where(is_last[:, place, None], value)
     marginals = torch.stack(best, dim=1) + torch.stack(after, dim=1)
 
-    # Rounding may order two nearly equal sequences differently at two words, so the tags are those of one sequence.
+    # Rounding may order two nearly equal sequences differently at two words, so all tags come from one sequence.
     tags = [(best[-1] + end).argmax(dim=1)]
     for place in range(width - 2, -1, -1):
         following = before[place].gather(1, tags[-1][:, None])[:, 0]

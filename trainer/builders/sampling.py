@@ -62,7 +62,7 @@ class _SamplerRule(NamedTuple):
     Attributes:
         codes: The group of each training sample, int64 (N,).
         weights: The weight of each group (G,), or of each of its samples.
-        per_row: The weights are those of samples.
+        per_row: The weights belong to samples.
         by: What the groups are the values of.
         names: The names of the groups; empty if each sample is a group.
     """

@@ -193,7 +193,7 @@ def _event_problem(events: Iterable[yaml.Event], max_depth: int) -> str | None:
             open_nodes.append((outer, size_before + size, max(height_before, height + 1)))
         if size > _MAX_VALUES:
             return f"has more than {_MAX_VALUES} values"
-        # The levels of an alias are those of its node, which may contain aliases.
+        # An alias has as many levels as its node, which may contain aliases.
         if len(open_nodes) + height > max_depth:
             return f"is nested more than {max_depth} levels deep"
     return None

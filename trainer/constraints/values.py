@@ -48,7 +48,7 @@ _FITS: Final[dict[object, Callable[[object], bool]]] = {
     str: lambda value: isinstance(value, str),
     NoneType: lambda value: value is None,
 }
-"""Whether a value has one of these types."""
+"""For each type, the function that tells if a value has it."""
 
 
 def value_problems(key: str, value: object, annotation: object) -> list[str]:

@@ -103,7 +103,7 @@ class Idx:
         folder: A folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`, and optionally the two files of
             `t10k`, plain or .gz; None if the files are named one by one.
         train: The files `images` and `labels` of the training split.
-        validation: The two files of the validation split, or those of several sets by name; two None hold out a share
+        validation: The two files of the validation split, or of several sets by name; two None hold out a share
             of training.
         test: The two files of the test split; two None hold out a share of training.
         split: Shares of `validation` and `test` in [0, 1), for splits without files; 0 for no test split.

@@ -76,7 +76,7 @@ _ONE = 1 << 32
 
 
 class GroupSampler:
-    """Groups of samples of which each has a fixed share of the draws of every epoch.
+    """Groups of samples; each group has a fixed share of the draws of every epoch.
 
     An epoch has as many draws as there are samples, N. Group g, whose share is p_g, gets c_g(e) of them in epoch e:
 

@@ -81,7 +81,7 @@ def count_gpus() -> int:
 
 
 _GPUS: Final = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
-"""Device files that GPU drivers create: NVIDIA's, those of Jetson boards, of WSL, and of AMD."""
+"""Device files that GPU drivers create: for NVIDIA, Jetson boards, WSL, and AMD."""
 
 
 def require_cuda_driver(device: object) -> None:

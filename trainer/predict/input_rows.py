@@ -24,7 +24,7 @@ from trainer.protocols import Row
 _READ_BYTES = 1 << 16
 
 _REMEDIES = REMEDIES | {"features": "Write what the column has in the training data: a number, a text or nothing"}
-"""The remedy for a cell that cannot be used, by role: the columns of features are those of the training data."""
+"""The remedy for a cell that cannot be used, by role: features have the columns of the training data."""
 
 _NUMBER = "row"
 """The name in `keep` that is the number of a row."""

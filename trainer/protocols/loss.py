@@ -1,4 +1,4 @@
-"""What a loss offers: `Loss`, and the abilities that a loss may have in addition."""
+"""The contract of a loss, `Loss`, and the abilities that a loss may have in addition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method of the group `perturb` offers."""
+"""The contracts of the methods of the group `perturb`: they move weights, or compare outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop needs of a run: batches, a schedule, and receivers of its events."""
+"""The contracts of the parts that the loop calls: the loader, the schedule, and the receivers of events."""
 
 from __future__ import annotations
 

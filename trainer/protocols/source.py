@@ -1,4 +1,4 @@
-"""What a data source offers: `Source`, and the abilities that a source may have in addition."""
+"""The contract of a data source, `Source`, and the abilities that a source may have in addition."""
 
 from __future__ import annotations
 

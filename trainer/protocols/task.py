@@ -1,4 +1,4 @@
-"""What a task offers: `Task` with its `TaskInfo`, and the abilities that a task may have in addition."""
+"""The contract of a task, `Task` with its `TaskInfo`, and the abilities that a task may have in addition."""
 
 from __future__ import annotations
 
