@@ -13,6 +13,7 @@ from trainer.display import (
     displayable,
     escape_controls,
     is_secret,
+    list_some,
     mask_secrets,
     masked_config,
     masked_yaml,
@@ -138,3 +139,11 @@ def test_the_page() -> None:
 def test_names_that_shortening_makes_equal_differ() -> None:
     names = [*(f"Class number {number} of a long-named family of things" for number in (417, 418)), "short", "x" * 30]
     assert shorten_apart(names, 16) == ["…417 of a long-…", "…418 of a long-…", "short", f"{'x' * 10}…{'x' * 5}"]
+
+
+def test_long_lists_end_with_the_number_of_the_others() -> None:
+    names = ["one", "two", "three"]
+    assert list_some(names, 3) == "one, two, three"
+    assert list_some(names, 2) == "one, two and 1 more"
+    assert list_some(names, 1, "; ") == "one and 2 more"
+    assert list_some([], 1) == ""

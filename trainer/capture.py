@@ -19,6 +19,7 @@ from trainer.checkpoint.rng_state import capture_rng_state, restore_rng_state
 from trainer.checkpoint.shards import Rows, Shard
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.tensors import is_equal
+from trainer.display import list_some
 from trainer.distributed.sharding import Sharding, first_row, is_sharded, own_rows
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import STATE
@@ -192,7 +193,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         module.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         _, *problems = [" ".join(line.split()) for line in str(error).splitlines()]
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {_some(problems)}") from error
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit the model: {list_some(problems, _MAX_LISTED, ' ')}"
+        ) from error
 
 
 def check_finite(module: nn.Module, snapshot: Snapshot, file: str) -> None:
@@ -226,12 +229,7 @@ def _load_rows(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None
             else:
                 own_rows(tensor).copy_(rows)
     if problems:
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {_some(problems)}")
-
-
-def _some(problems: list[str]) -> str:
-    more = [f"and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
-    return " ".join([*problems[:_MAX_LISTED], *more])
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {list_some(problems, _MAX_LISTED, ' ')}")
 
 
 def select_weights(snapshot: Snapshot, weights: str) -> tuple[str, str, str | None]:

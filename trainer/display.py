@@ -83,6 +83,12 @@ def join_items(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
+def list_some(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return at most `most` texts in one line, and the number of the others: `one, two and 3 more`."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + more
+
+
 def shorten(text: str, length: int) -> str:
     """Return a text of at most `length` characters, with an ellipsis in place of the rest."""
     return text if len(text) <= length else text[: length - 1] + "…"

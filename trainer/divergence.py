@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.tensors import decode, encode
+from trainer.display import list_some
 from trainer.distributed.sharding import gather_shards, own_rows
 from trainer.documents import DIVERGENCE
 from trainer.errors import CheckpointError, DivergedError, format_error
@@ -92,7 +93,7 @@ def diverged_step_error(run: Run, step: int, loss: float, grad_norm: float, own_
 
 def diverged_weights_error(run: Run, step: int, names: list[str]) -> DivergedError:
     """Save the diagnosis of weights that are not finite, and return the error that names them."""
-    shown = ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
+    shown = list_some(names, _MAX_NAMES)
     verb = "is" if len(names) == 1 else "are"
     return DivergedError(
         f"step {step}: the run diverged: {shown} {verb} not finite; no checkpoint was saved.",

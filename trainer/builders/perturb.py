@@ -10,6 +10,7 @@ from trainer.builders.instantiate import in_group, instantiate, locate
 from trainer.builders.optimizer import convert_durations
 from trainer.config.compatibility import SUM_REMEDY, SUM_WITHOUT_STATISTIC, incompatible_targets
 from trainer.config.jobs import TrainJob
+from trainer.display import list_some
 from trainer.errors import ConfigError, format_error
 from trainer.layout import Document
 from trainer.perturb.moved_weights import MovedWeights, select_weights
@@ -43,8 +44,7 @@ def build_perturbation(
     )
     if moved is not None and (start := moved.method.start_steps) < total_steps:  # else a warning says so
         names = list(moved.weights)
-        shown = ", ".join(names[:_MAX_NAMES])
-        shown += f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        shown = list_some(names, _MAX_NAMES)
         steps = f"each step after step {start}" if start else "each step"
         logger.info("perturb: %s moves %s and takes %d forward and backward passes", steps, shown, moved.passes)
     return moved, consistency

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.checkpoint.tensors import StoredTensors
+from trainer.display import list_some
 from trainer.distributed.sharding import first_row, is_sharded, own_rows
 from trainer.errors import CheckpointError, format_error
 from trainer.layout import Document
@@ -142,9 +143,7 @@ def _check_names(stored: list[list[str]], current: list[list[str]]) -> None:
     differences = []
     for title, names in (("missing", before - now), ("unexpected", now - before)):
         if names:
-            first = ", ".join(sorted(names)[:_MAX_NAMES])
-            more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-            differences.append(f"{title} {first}{more}")
+            differences.append(f"{title} {list_some(sorted(names), _MAX_NAMES)}")
     if differences:
         problem = f"the checkpoint has other parameters: {'; '.join(differences)}"
         remedy = "Set model.weights= to start a new run from the weights only"

@@ -25,7 +25,7 @@ from trainer.commands.report_sections import (
 from trainer.commands.run_folders import RunRecord, find_artifacts, read_run
 from trainer.config.jobs import CardJob, TrainJob
 from trainer.config.paths import without_folders
-from trainer.display import counted, displayable, print_lines, shorten_middle
+from trainer.display import counted, displayable, list_some, print_lines, shorten_middle
 from trainer.documents import SHAPES, read_document, read_export_manifest
 from trainer.errors import CheckpointError, ConfigError
 from trainer.export.readme import (
@@ -302,9 +302,8 @@ def _rare_classes(artifacts: Path) -> str:
     task = read_document(artifacts / TASK, SHAPES[TASK], "Export it again: trainer export")
     pairs = zip(task.get("labels", ()), task.get("class_counts", ()), strict=False)
     rare = sorted((count, label) for label, count in pairs if count < _FEW_ROWS)
-    shown = ", ".join(f"{_inline(shorten_middle(label, NAME))} ({count})" for count, label in rare[:_MAX_CLASSES])
-    more = f" and {len(rare) - _MAX_CLASSES} more" if len(rare) > _MAX_CLASSES else ""
-    return f"Classes with fewer than {_FEW_ROWS} training targets: {shown}{more}." if rare else ""
+    shown = list_some([f"{_inline(shorten_middle(label, NAME))} ({count})" for count, label in rare], _MAX_CLASSES)
+    return f"Classes with fewer than {_FEW_ROWS} training targets: {shown}." if rare else ""
 
 
 def _training(record: RunRecord, manifest: Document) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from trainer.commands.run_folders import run_argument
 from trainer.config.signatures import attribute
 from trainer.decision import DecisionRule, read_rule, rule_of, write_rule
-from trainer.display import counted, print_lines
+from trainer.display import counted, list_some, print_lines
 from trainer.distributed.environment import is_first_rank
 from trainer.errors import ConfigError, format_error
 from trainer.files.atomic_io import discard
@@ -370,6 +370,4 @@ def _show_thresholds(console: Console, thresholds: Mapping[str, Threshold], task
 
 
 def _list(labels: Sequence[str]) -> str:
-    """Return the first labels as a list."""
-    more = f" and {len(labels) - _MAX_NAMES} more" if len(labels) > _MAX_NAMES else ""
-    return ", ".join(repr(label) for label in labels[:_MAX_NAMES]) + more
+    return list_some([repr(label) for label in labels], _MAX_NAMES)

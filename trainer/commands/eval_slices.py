@@ -12,7 +12,7 @@ from trainer.config.jobs import EvalJob
 from trainer.config.schema import option_keys
 from trainer.config.sections import DataKeys
 from trainer.config.stored import TRAINING_KEYS, config_text, job_from_text, read_stored_config
-from trainer.display import counted, displayable, join_items, shorten_middle
+from trainer.display import counted, displayable, join_items, list_some, shorten_middle
 from trainer.documents import undefined_reason
 from trainer.errors import ConfigError, DataError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document
@@ -254,9 +254,8 @@ def _print_reasons(console: Console, parts: Sequence[tuple[str, Document]], orde
             metrics += [metric] * (metric not in metrics)
             titles += [title] * (title not in titles)
     for (noun, reason), (metrics, titles) in lacking.items():
-        shown = ", ".join(shorten_middle(displayable(title, keep_lines=False), 30) for title in titles[:_MAX_NAMED])
-        more = f" and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
-        where = "" if len(titles) == len(parts) else f" of {shown}{more}"
+        shown = list_some([shorten_middle(displayable(title, keep_lines=False), 30) for title in titles], _MAX_NAMED)
+        where = "" if len(titles) == len(parts) else f" of {shown}"
         print_indented(console, "  ", f"no {noun} for {', '.join(metrics)}{where}: {reason}.")
 
 

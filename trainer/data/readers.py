@@ -26,7 +26,7 @@ from trainer.data.line_reader import (
     unreadable_error,
 )
 from trainer.data.swallowed_rows import SwallowedRows
-from trainer.display import counted
+from trainer.display import counted, list_some
 from trainer.errors import DataError, RowErrors, did_you_mean, format_error
 from trainer.files.untrusted import JSON_ERRORS, LIMITS, Unpacked, describe_json_error, open_input, open_unpacked
 from trainer.protocols import Row
@@ -480,9 +480,7 @@ def _column_problem(path: Path, wrong: Sequence[str], names: list[str], column_r
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first of these names for a message."""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(map(short_repr, names[:_MAX_LISTED])) + more
+    return list_some([short_repr(name) for name in names], _MAX_LISTED)
 
 
 def missing_columns_error(place: str, item: Row, columns: Sequence[str], column_remedy: str) -> DataError | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trainer.display import displayable, escape_controls, shorten_middle
+from trainer.display import displayable, escape_controls, list_some, shorten_middle
 from trainer.documents import SHAPES, read_document
 from trainer.errors import CheckpointError
 from trainer.layout import (
@@ -251,11 +251,13 @@ def describe_rows(folder: Path) -> str:
         fit = f"{_FITS.get(image['resize'], 'changed to')} {height} x {width} pixels (height x width)"
         sections.append(f"## Images\n\nAn image is read as {colors} and, if it has another size, {fit}.")
     if table := _read(folder, "table.json"):
-        shown = _list([f"{_code_span(column['name'])} ({_values_of(column)})" for column in table["columns"]])
+        shown = list_some(
+            [f"{_code_span(column['name'])} ({_values_of(column)})" for column in table["columns"]], _MAX_NAMES
+        )
         sections.append(f"## Columns\n\nA row has {shown}.")
     for name in ("labels.json", "tags.json"):
         if labels := _read(folder, name):
-            shown = _list([_code_span(label) for label in labels])
+            shown = list_some([_code_span(label) for label in labels], _MAX_NAMES)
             sections.append(f"## Labels\n\n{shown}: the {len(labels)} outputs in the order of `{name}`.")
     return "\n\n".join(sections)
 
@@ -263,11 +265,6 @@ def describe_rows(folder: Path) -> str:
 def _values_of(column: Document) -> str:
     values = f"one of {len(column['categories'])} categories" if "categories" in column else "a number"
     return f"{values}, may be missing" if column["missing"] else values
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _code_span(name: str) -> str:

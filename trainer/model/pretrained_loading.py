@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trainer import hub
+from trainer.display import list_some
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import Document, expand_home
 
@@ -319,17 +320,14 @@ def _from_pretrained(auto: Any, config: PreTrainedConfig, path: str, arguments: 
     problems = []
     if mismatched:
         shapes = [f"{name} {in_file}, in the model {in_model}" for name, in_file, in_model in mismatched]
-        problems.append(format_error("path", f"has weights of other shapes: {_some(shapes)}", _REMEDY, value=path))
+        problems.append(
+            format_error("path", f"has weights of other shapes: {list_some(shapes, _SHOWN)}", _REMEDY, value=path)
+        )
     if lost:
-        problems.append(format_error("path", f"has no weights for {_some(lost)}", _REMEDY, value=path))
+        problems.append(format_error("path", f"has no weights for {list_some(lost, _SHOWN)}", _REMEDY, value=path))
     raise_if_any(*problems)
     unused = sorted(info["unexpected_keys"])
-    logger.info("weights of %s loaded; not used: %s", path, _some(unused) if unused else "none")
+    logger.info("weights of %s loaded; not used: %s", path, list_some(unused, _SHOWN) if unused else "none")
     if missing:
-        logger.info("new, with random weights: %s", _some(missing))
+        logger.info("new, with random weights: %s", list_some(missing, _SHOWN))
     return model
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from trainer.display import counted
+from trainer.display import counted, list_some
 from trainer.errors import ConfigError, did_you_mean, format_error, raise_if_any
 from trainer.layout import TOKENIZER, Document
 from trainer.weights_folder import LABELS, find_tokenizer, read_encoding, related_folders
@@ -46,8 +46,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{counted(len(self.loaded), 'tensor')} loaded"]
-        parts += [f"as initialized: {_some(self.kept)}"] if self.kept else []
-        parts += [f"not used: {_some(self.unused)}"] if self.unused else []
+        parts += [f"as initialized: {list_some(self.kept, _MAX_NAMES)}"] if self.kept else []
+        parts += [f"not used: {list_some(self.unused, _MAX_NAMES)}"] if self.unused else []
         return "; ".join(parts)
 
 
@@ -165,7 +165,7 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Sequence[Sequence[str]]) -> 
             problem = f"is not a valid regular expression with its replacement ({error})"
             raise ConfigError(format_error(key, problem, value=list(pair))) from error
         if not any(map(pattern.search, names.values())):
-            remedy = f"The names are {_some(list(names.values()))}"
+            remedy = f"The names are {list_some(list(names.values()), _MAX_NAMES)}"
             raise ConfigError(format_error(key, "matches no name", remedy, value=pair[0]))
         names = changed
     renamed: dict[str, Tensor] = {}
@@ -322,11 +322,6 @@ def _escape(prefix: str) -> str:
     return re.sub(r"([^\w])", r"[\1]", prefix)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
-
-
 # Warnings about weights that fit but were trained for other tokens or classes
 
 
@@ -366,9 +361,8 @@ def mismatch_warnings(
     pairs = zip(learned.get("labels", []), json.loads(files.get(LABELS, "[]")), strict=False)
     renamed = [f"{theirs} is {ours} here" for theirs, ours in pairs if theirs != ours]
     if heads and renamed:
-        more = f" and {len(renamed) - _MAX_CLASSES} more" if len(renamed) > _MAX_CLASSES else ""
         head = _layer_pattern(heads[-1])
-        problem = f"the classes of {head} have other names ({', '.join(renamed[:_MAX_CLASSES])}{more})"
+        problem = f"the classes of {head} have other names ({list_some(renamed, _MAX_CLASSES)})"
         remedy = f"If they are different classes, set {_leave_out(head)} to learn a new head"
         warnings.append(format_error(_WEIGHTS, problem, remedy))
     return warnings

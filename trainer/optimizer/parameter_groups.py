@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.constraints import NonNegative, Positive
 from trainer.constraints.values import value_problems
+from trainer.display import list_some
 from trainer.errors import did_you_mean, format_error, raise_if_any
 
 # Only by shape are their tables and gains matrices; weight decay would shrink table rows that no batch uses.
@@ -257,8 +258,7 @@ def _suggest_names(pattern: str, names: list[str]) -> str:
     similar = get_close_matches(pattern.strip("*"), names, n=_NUM_SUGGESTIONS, cutoff=0.5)
     if similar:
         return f"Similar names: {', '.join(similar)}"
-    more = f" and {len(names) - _NUM_SUGGESTIONS} more" if len(names) > _NUM_SUGGESTIONS else ""
-    return f"The names are {', '.join(names[:_NUM_SUGGESTIONS])}{more}"
+    return f"The names are {list_some(names, _NUM_SUGGESTIONS)}"
 
 
 def _displayed(name: str) -> str:
