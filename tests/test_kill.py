@@ -2,12 +2,13 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ JOB = [*TINY, f"train.duration={STEPS}", "train.eval_every=10", "checkpoint.ever
 LONG_STEPS = 120
 LONG_JOB = [
     *(f"train.duration={LONG_STEPS}", "train.eval_every=20", "checkpoint.every=5"),
-    *("loader.workers=1", "resume=auto"),
+    *("loader.workers=1", "resume=auto", "logger.console=plain"),
 ]
 Figure = Callable[[str, int, int], None]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -181,9 +182,10 @@ def test_a_run_killed_on_every_source_ends_in_the_same_bytes(
 
 def test_two_processes_cannot_train_in_one_folder(job: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    first = start(["train", f"run.dir={run_dir}", *job], tmp_path / "first")
+    line = ["train", f"run.dir={run_dir}", *job, "train.duration=100000"]  # more than the second one needs
+    first = start(line, tmp_path / "first")
     wait_until(moments(run_dir)["first step"], first)
-    second = start(["train", f"run.dir={run_dir}", *job], tmp_path / "second")
+    second = start(line, tmp_path / "second")
     second.join()
 
     assert first.is_alive()
@@ -201,14 +203,19 @@ def long_run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_command(run_dir: Path, data: list[str], after_step: int) -> "subprocess.Popen[str]":
-    """Start `python -m trainer train` as a process group of its own; return it after some steps."""
+    """Start `python -m trainer train` as a process group of its own; return it after some steps.
+
+    It waits when the pipe of its output is full, so it is about as far as its output has been read.
+    """
     command = [sys.executable, "-m", "trainer", "train", *TINY, f"run.dir={run_dir}", *data, *LONG_JOB]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    metrics = run_dir / "metrics.jsonl"
-    while not metrics.exists() or not any(event["step"] >= after_step for event in events(run_dir, "train")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    return process
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pipesize=4096, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.match(rf"train +{after_step}/", line):
+            return process
+    raise AssertionError(process.communicate()[1])
 
 
 def test_a_signal_to_the_process_group_completes_the_step(data: list[str], long_run: Path, tmp_path: Path) -> None:
@@ -233,7 +240,8 @@ def test_a_command_killed_at_a_random_moment(
     seed: int, data: list[str], long_run: Path, tmp_path: Path, figure: Figure
 ) -> None:
     process = start_command(tmp_path / "run", data, after_step=1)
-    time.sleep(random.Random(seed).uniform(0, 2))
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=random.Random(seed).uniform(0, 2))
     process.kill()
     process.communicate(timeout=PATIENCE)
 

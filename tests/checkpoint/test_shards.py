@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.faults import SCORES, WRITING, Fault, assert_unharmed
+from tests.support.processes import PATIENCE
 from trainer.checkpoint.manifest import DamagedError, find_faults, read_manifest
 from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.shards import Rows, Shard
@@ -40,9 +41,9 @@ class Threads(Ranks):
 
     def gather(self, value: Any) -> list[Any]:
         self._values[self.rank] = value
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=PATIENCE)
         values = list(self._values)
-        self._barrier.wait(timeout=20)
+        self._barrier.wait(timeout=PATIENCE)
         return values
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import PATIENCE
 from trainer.cli import main
 from trainer.commands import doctor, doctor_checks
 from trainer.commands.doctor_checks import (
@@ -92,7 +93,7 @@ def test_a_signal_leaves_no_training(argument: str, tmp_path: Path) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         trainings = [Path("/proc", each) for each in children if argument in Path("/proc", each, "cmdline").read_text()]
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (75, "stopped by SIGTERM\n")
     assert not list(tmp_path.glob(".trainer-doctor-*"))
     assert [each for each in trainings if not each.exists()] == trainings != []

@@ -190,7 +190,7 @@ def test_a_sample_draws_new_numbers_each_time_that_an_epoch_has_it() -> None:
 
 def test_a_worker_has_ended_when_its_loss_is_reported() -> None:
     """Else torch reports the end a second time, while the first report is handled."""
-    stream = steps(0, 8, workers=1, timeout=2.0)
+    stream = steps(0, 8, workers=1, timeout=0.2)
     next(stream)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid or 0, signal.SIGSTOP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +25,13 @@ from trainer.errors import MEMORY_REMEDIES
 
 STEPS = 24
 JOB = [
-    *(f"train.duration={STEPS}", "train.eval_every=8", "checkpoint.every=4", "resume=auto", "launch.grace=10"),
+    *(f"train.duration={STEPS}", "train.eval_every=8", "checkpoint.every=4", "resume=auto", "launch.grace=100"),
     *("loss={_target_:faulty.Faulty,weight:null,label_smoothing:0.0,ignore_index:-100}", "trust=[faulty]"),
 ]
 FAULTY = """\
 import os
 import signal
+from pathlib import Path
 
 from trainer.errors import RowError
 from trainer.loss.cross_entropy import CrossEntropy
@@ -41,7 +43,10 @@ class Faulty(CrossEntropy):
     calls = 0
 
     def is_due(self, fault, calls):
-        return (action, int(rank), int(step)) == (fault, int(os.environ.get("RANK", 0)), calls)
+        is_due = (action, int(rank), int(step)) == (fault, int(os.environ.get("RANK", 0)), calls)
+        if is_due:
+            Path(os.environ["REACHED"]).touch()
+        return is_due
 
     def check(self, target):
         super().check(target)
@@ -82,7 +87,8 @@ def expected(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def start(run_dir: Path, job: list[str], *more: str, fault: str = "none:0:0") -> BaseProcess:
-    return start_launched(["train", *job, f"run.dir={run_dir}", "devices=2", *more], screen_of(run_dir), FAULT=fault)
+    line = ["train", *job, f"run.dir={run_dir}", "devices=2", *more]
+    return start_launched(line, screen_of(run_dir), FAULT=fault, REACHED=str(run_dir.with_suffix(".reached")))
 
 
 def screen_of(run_dir: Path) -> Path:
@@ -95,6 +101,16 @@ def run(run_dir: Path, job: list[str], *more: str, fault: str = "none:0:0") -> t
     process = start(run_dir, job, *more, fault=fault)
     process.join(PATIENCE)
     return process.exitcode, screen_of(run_dir).read_text()
+
+
+def run_to_hang(run_dir: Path, job: list[str], grace: float, fault: str) -> tuple[int | None, str]:
+    """Train until a process hangs, with the first limit that all processes keep on this machine up to the fault."""
+    for timeout in (2, 10, 50, 250):
+        shutil.rmtree(run_dir, ignore_errors=True)
+        found = run(run_dir, job, f"launch.timeout={timeout}", f"launch.grace={grace}", fault=fault)
+        if run_dir.with_suffix(".reached").exists():
+            break
+    return found
 
 
 def check_resumes(run_dir: Path, job: list[str], expected: dict[str, bytes]) -> None:
@@ -158,8 +174,7 @@ def test_a_killed_process_ends_the_run_which_resumes(
 
 @pytest.mark.parametrize("fault", ["stop", pytest.param("spin", marks=pytest.mark.slow)])
 def test_a_process_that_hangs_is_killed(fault: str, job: list[str], tmp_path: Path) -> None:
-    limits = ("launch.timeout=4", "launch.grace=0.5")
-    code, screen = run(tmp_path / "run", job, *limits, fault=f"{fault}:1:6")
+    code, screen = run_to_hang(tmp_path / "run", job, 0.5, f"{fault}:1:6")
     assert code == 128 + signal.SIGKILL
     assert screen.startswith("rank 1 did not answer")
     assert f"Resume with: trainer train resume={tmp_path / 'run'}" in screen
@@ -190,7 +205,7 @@ def test_a_fault_of_one_process_in_shards(
     fault: str, code: int, message: str, job: list[str], expected_in_shards: dict[str, bytes], tmp_path: Path
 ) -> None:
     line = [*job, "shard=true"]
-    found, screen = run(tmp_path / "run", line, "launch.timeout=4", "launch.grace=3", fault=fault)
+    found, screen = run_to_hang(tmp_path / "run", line, 3.0, fault)
     assert (found, screen.count(message)) == (code, 1), screen
     check_resumes(tmp_path / "run", line, expected_in_shards)
 
@@ -282,7 +297,7 @@ def kill_at_random(seed: int, job: list[str], run_dir: Path, figure: Figure) -> 
         os.kill(victim, signal.SIGKILL)
     process.join(PATIENCE)
     assert process.exitcode in (-signal.SIGKILL, 128 + signal.SIGKILL, 0), screen_of(run_dir).read_text()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while any(map(is_running, all_processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = [pid for pid in all_processes if is_running(pid)]

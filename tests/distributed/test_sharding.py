@@ -360,15 +360,15 @@ def test_model_that_fits_no_device_trains_in_shards(job: list[str], tmp_path: Pa
     limit = 1150 * 2**20
     line = ["train", *job, *BIG]
     in_shards = [*line, "shard=true", f"run.dir={tmp_path}/shards"]
-    assert run_ranks(in_shards, 2, tmp_path / "output", timeout=150, memory=limit) == [0, 0]
-    complete = run_ranks([*line, f"run.dir={tmp_path}/complete"], 2, tmp_path / "complete-output", 150, limit)
+    assert run_ranks(in_shards, 2, tmp_path / "output", memory=limit) == [0, 0]
+    complete = run_ranks([*line, f"run.dir={tmp_path}/complete"], 2, tmp_path / "complete-output", memory=limit)
     assert 0 not in complete
     output = (tmp_path / "complete-output" / "rank-0.txt").read_text()
     assert "out of memory: the job does not fit." in output or "can't allocate memory" in output
     for shard, code in (("true", 0), ("false", 2)):
         output = tmp_path / f"plan-{shard}"
         planning = start(["plan", *job, *BIG, "devices=2", f"shard={shard}"], output, memory=limit)
-        planning.join(150)
+        planning.join(PATIENCE)
         assert planning.exitcode == code, output.read_text()
     assert "shard: a device needs " in output.read_text()
 

@@ -91,7 +91,7 @@ def test_an_error_of_all_processes_is_printed_once(
     argument: str, code: int, message: str, job: list[str], tmp_path: Path
 ) -> None:
     line = ["train", *job, *([] if argument.startswith("run.") else [f"run.dir={tmp_path / 'run'}"]), argument]
-    assert run_ranks(line, 2, tmp_path) == [code, code]
+    assert run_ranks(line, 2, tmp_path, all_fail=True) == [code, code]
     printed = "".join(screens(tmp_path))
     assert printed.count(message) == 1
     assert printed.count("\n") == 1
@@ -135,7 +135,7 @@ def test_a_run_folder_that_is_not_shared_is_refused(job: list[str], tmp_path: Pa
     for rank, folder in enumerate(folders):
         folder.mkdir()
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        variables |= {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+        variables |= {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "REPORT_SECONDS": str(PATIENCE)}
         before = Path.cwd()
         os.chdir(folder)
         processes.append(start(["train", *job, "run.dir=run"], tmp_path / f"rank-{rank}.txt", variables))

@@ -1,6 +1,8 @@
 """One exported folder for all tests that need one, because writing ONNX takes seconds."""
 
+import asyncio
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,27 @@ class Published:
     model: ToyModel
     before: dict[str, Any]
     after: dict[str, Any]
+
+
+class LoopClock:
+    """The clock of the event loops of this process, which a test sets forward.
+
+    Attributes:
+        later: Seconds that it is fast.
+    """
+
+    def __init__(self) -> None:
+        self.later = 0.0
+
+    def time(self) -> float:
+        return time.monotonic() + self.later
+
+
+@pytest.fixture
+def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    clock = LoopClock()
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: clock.time())
+    return clock
 
 
 def global_state(model: torch.nn.Module) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.export.conftest import Published
+from tests.export.conftest import LoopClock, Published
 from tests.export.test_bundle import TEXTS, expected, list_again
 from tests.support.documents import edit_manifest
+from tests.support.processes import PATIENCE
 from trainer.cli import main
 from trainer.errors import CheckpointError, ConfigError, ProofError
 from trainer.export.bundle.predict import Row
@@ -37,7 +38,7 @@ from trainer.serve.openapi import openapi
 from trainer.serve.prediction import Limits
 from trainer.serve.reference import render
 
-LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=20.0)
+LIMITS = Limits(max_rows=8, max_bytes=4000, timeout=600.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_answers_of_the_event_loop_are_the_same(published: Published) -> None:
     model, gate = ServedModel(published.folder), Gate()
     batcher = Batcher(gate.answer, 2, 100)
     quick = LoopBatcher(model.answer, 2)
-    limits = Limits(max_rows=8, max_bytes=4000, timeout=20.0, max_characters=200)
+    limits = Limits(max_rows=8, max_bytes=4000, timeout=600.0, max_characters=200)
     app = Service(model, batcher, limits, "1", quick=quick, quick_rows=4).app()
     with TestClient(app, raise_server_exceptions=False) as client:
         rows = [*TEXTS, "w1 " * 100]
@@ -447,28 +448,43 @@ def test_faults_of_the_model_reach_their_requests_only() -> None:
     batcher.close()
 
 
-def test_full_queue_and_slow_answers(published: Published) -> None:
+def test_full_queue_and_slow_answers(published: Published, loop_clock: LoopClock) -> None:
     gate = Gate()
     batcher = Batcher(gate.answer, 1, 1)
-    limits = Limits(max_rows=8, max_bytes=4000, timeout=0.3)
-    with TestClient(Service(ServedModel(published.folder), batcher, limits, "1").app()) as client:
+    with TestClient(Service(ServedModel(published.folder), batcher, LIMITS, "1").app()) as client:
         with ThreadPoolExecutor() as pool:
             slow = pool.submit(client.post, "/predict", json={"rows": ["w1"]})
             gate.started.wait()
+            loop_clock.later = LIMITS.timeout - 200
             refused = client.post("/predict", json={"rows": ["w2"]})
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert not slow.done()
+            loop_clock.later = LIMITS.timeout
+            assert client.get("/health").status_code == 200  # the loop looks at its clock
             assert slow.result().status_code == 504
         gate.open.set()
     batcher.close()
 
 
-def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """Start a server in a process without torch; return it and its address."""
-    arguments = ["serve", f"folder={folder}", "port=0", *options]
-    script = (
-        "import sys; from trainer.cli import main\n"
-        "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
-    )
+SERVER = """\
+import sys
+from functools import partialmethod
+import uvicorn
+from trainer.cli import main
+
+uvicorn.Config.__init__ = partialmethod(uvicorn.Config.__init__, timeout_keep_alive=600)
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+
+
+def start(folder: Path, *options: str, script: str = SERVER) -> tuple[subprocess.Popen[str], str]:
+    """Start a server in a process without torch; return it and its address.
+
+    It closes no connection before a test expects it, however slow the machine is.
+    """
+    arguments = ["serve", f"folder={folder}", "port=0", f"timeout={LIMITS.timeout:g}", *options]
     command = [sys.executable, "-c", script, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -480,7 +496,7 @@ def start(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
 
 def post(address: str, rows: list[str]) -> list[Row]:
     request = Request(f"http://{address}/predict", json.dumps({"rows": rows}).encode(), {"Content-Type": JSON})
-    with urlopen(request, timeout=60) as response:
+    with urlopen(request, timeout=PATIENCE) as response:
         answers: list[Row] = json.loads(response.read())["answers"]
     return answers
 
@@ -493,7 +509,7 @@ def test_signal_ends_the_server_after_the_requests_it_has_accepted(published: Pu
         pending[0].result()
         os.kill(process.pid, number)
         results = [future.exception() or future.result() for future in pending]
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output.splitlines()[-1][:13]) == (0, "stopped after")
     answered = [result for result in results if isinstance(result, list)]
     assert answered

@@ -15,6 +15,7 @@ from tests.export.conftest import Published
 from tests.export.test_bundle import JOBS, QUIET
 from tests.export.test_serve import JSON, start
 from tests.support.jobs import working_in
+from tests.support.processes import PATIENCE
 from trainer.cli import main
 
 pytestmark = pytest.mark.interop
@@ -27,7 +28,7 @@ def served(folder: Path) -> Iterator[str]:
         yield f"http://{address}"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def predict(page: Any) -> str:
 
 def ask(url: str, row: object) -> dict[str, Any]:
     request = Request(f"{url}/predict", json.dumps({"rows": [row], "top": 2}).encode(), {"Content-Type": JSON})
-    with urlopen(request, timeout=60) as response:
+    with urlopen(request, timeout=PATIENCE) as response:
         answer: dict[str, Any] = json.loads(response.read())["answers"][0]
     return answer
 

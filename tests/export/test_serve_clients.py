@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,29 +16,26 @@ from typing import Any, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
-from tests.export.conftest import Published
-from tests.export.test_serve import JSON, Gate, start
+from tests.export.conftest import LoopClock, Published
+from tests.export.test_serve import JSON, LIMITS, SERVER, Gate, start
+from tests.support.processes import PATIENCE
 from trainer.serve.app import Service
 from trainer.serve.batcher import Batcher
 from trainer.serve.connection import MAX_HEAD_BYTES
 from trainer.serve.model import ServedModel
 from trainer.serve.openapi import STATUSES
-from trainer.serve.prediction import Limits
 
-TIMEOUT = 2.5
 MAX_BYTES = 200_000
 DOCS = Path(__file__).parents[2] / "docs/export.md"
 
 
 @pytest.fixture(scope="module")
 def server(published: Published) -> Iterator[tuple[subprocess.Popen[str], tuple[str, int]]]:
-    process, address = start(
-        published.folder, f"timeout={TIMEOUT}", f"max_bytes={MAX_BYTES}", "max_rows=8", "threads=1"
-    )
+    process, address = start(published.folder, f"max_bytes={MAX_BYTES}", "max_rows=8", "threads=1")
     host, _, port = address.partition(":")
     yield process, (host, int(port))
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert "Traceback" not in output
 
@@ -58,7 +55,7 @@ class Client:
     """A connection that sends bytes as they are."""
 
     def __init__(self, server: tuple[object, tuple[str, int]]) -> None:
-        self.socket = socket.create_connection(server[1], timeout=30)
+        self.socket = socket.create_connection(server[1], timeout=PATIENCE)
         self.stream = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
@@ -75,6 +72,15 @@ class Client:
         self.send(data)
         return self.read(has_body=not data.startswith(b"HEAD"))
 
+    def wait_until_read(self) -> None:
+        """Return once the server has read everything that was sent."""
+        here, there = (f":{port:04X}" for port in (self.socket.getsockname()[1], self.socket.getpeername()[1]))
+        unread = True
+        while unread:
+            lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+            queues = {tuple(end[-5:] for end in line[1:3]): line[4].split(":") for line in lines}
+            unread = int(queues[here, there][0], 16) > 0 or int(queues[there, here][1], 16) > 0
+
     def is_closed(self) -> bool:
         """Wait for the end of the connection."""
         try:
@@ -85,6 +91,14 @@ class Client:
     def close(self) -> None:
         self.stream.close()
         self.socket.close()
+
+
+def ask_once(server: tuple[object, tuple[str, int]], data: bytes) -> Answer:
+    """Return the answer to a request of a connection of its own."""
+    client = Client(server)
+    answer = client.ask(data)
+    client.close()
+    return answer
 
 
 @pytest.fixture
@@ -190,14 +204,35 @@ def test_headers_without_an_end_are_refused(client: Client, pieces: str) -> None
 def test_headers_that_are_too_large_are_refused(client: Client, before: str) -> None:
     if before != "nothing":
         assert client.ask(GOOD if before == "an answer" else REFUSED[before][0]).status in (200, 413)
-    time.sleep(0.3)  # the pieces arrive apart from each other, and from the rest of the body
+    client.wait_until_read()  # the pieces arrive apart from each other, and from the rest of the body
     client.send(b"GET / HTTP/1.1\r\nHost: here\r\nX: ")
-    time.sleep(0.1)
+    client.wait_until_read()
     answer = client.ask(b"x" * MAX_HEAD_BYTES)
     assert (answer.status, answer.error) == (431, f"the headers are larger than {MAX_HEAD_BYTES} bytes. Send fewer.")
 
 
-def test_slow_clients_are_refused_and_do_not_delay_others(server: tuple[Any, tuple[str, int]]) -> None:
+SLOW_SERVER = f"""\
+import signal, time
+from asyncio import BaseEventLoop
+
+later = 0.0
+
+
+def set_forward(*_):
+    global later
+    later += 400.0
+
+
+signal.signal(signal.SIGUSR1, set_forward)
+BaseEventLoop.time = lambda loop: time.monotonic() + later
+{SERVER.replace("keep_alive=600", "keep_alive=600, loop='asyncio'")}"""
+"""The script of a server that SIGUSR1 sets forward by 400 seconds."""
+
+
+def test_slow_clients_are_refused_and_do_not_delay_others(published: Published) -> None:
+    process, address = start(published.folder, "threads=1", script=SLOW_SERVER)
+    host, _, port = address.partition(":")
+    server = process, (host, int(port))
     silent, slow_head, slow_body, rest, second = clients = [Client(server) for _ in range(5)]
     assert second.ask(GOOD).status == 200
     second.send(b"GET / HTTP/1.1\r\n")
@@ -205,34 +240,26 @@ def test_slow_clients_are_refused_and_do_not_delay_others(server: tuple[Any, tup
     slow_body.send(post(b" " * 50)[:-20])
     # The rest of a body that was refused is read, but not for ever.
     assert rest.ask(head("POST /predict", f"Content-Type: {JSON}", "Content-Length: 999999999") + b"x").status == 413
-    begin = time.monotonic()
-    quick = Client(server)
-    assert quick.ask(GOOD).status == 200
-    assert time.monotonic() - begin < TIMEOUT
-    is_open = True
-
-    def drip() -> None:
-        while is_open:
-            try:
-                slow_head.send(b"x")
-                rest.send(b"x")
-            except OSError:
-                return
-            time.sleep(0.1)
-
-    thread = threading.Thread(target=drip)
-    thread.start()
-    try:
-        answers = [each.read() for each in (slow_head, slow_body, second)]
-        assert silent.is_closed()
-        assert rest.is_closed()
-    finally:
-        is_open = False
-        thread.join()
+    for seconds in (400, 600):
+        for slow in (slow_head, rest):
+            slow.send(b"x")  # which does not begin the time anew
+            slow.wait_until_read()
+        quick = Client(server)
+        assert quick.ask(GOOD).status == 200
+        assert not select.select([each.socket for each in clients], [], [], 0)[0], f"refused before {seconds} s"
+        process.send_signal(signal.SIGUSR1)
+        quick.close()
+    assert ask_once(server, GOOD).status == 200  # the loop looks at its clock
+    answers = [each.read() for each in (slow_head, slow_body, second)]
+    assert silent.is_closed()
+    assert rest.is_closed()
     assert {answer.status for answer in answers} == {408}
-    assert all(f"did not arrive within {TIMEOUT:g} seconds (timeout)" in answer.error for answer in answers)
-    for each in (*clients, quick):
+    assert all(f"did not arrive within {LIMITS.timeout:g} seconds (timeout)" in answer.error for answer in answers)
+    for each in clients:
         each.close()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "Traceback" in output) == (0, False)
 
 
 def test_many_connections_are_answered(server: tuple[Any, tuple[str, int]]) -> None:
@@ -250,9 +277,7 @@ def test_clients_that_leave_are_no_faults(server: tuple[Any, tuple[str, int]]) -
         client = Client(server)
         client.send(data)
         client.close()
-    last = Client(server)
-    assert last.ask(GOOD).status == 200
-    last.close()
+    assert ask_once(server, GOOD).status == 200
 
 
 def test_clients_that_have_closed_their_own_side_are_answered(server: tuple[Any, tuple[str, int]]) -> None:
@@ -298,23 +323,24 @@ def test_nothing_is_lost_at_the_end_of_kept_connections(published: Published) ->
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGTERM)
         assert set(ends) == {"closed between two answers"}
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output.splitlines()[-1][:13]) == (0, "stopped after")
 
 
-def test_docs_list_every_status(server: tuple[Any, tuple[str, int]], published: Published) -> None:
+def test_docs_list_every_status(published: Published, loop_clock: LoopClock) -> None:
     rows = re.findall(r"^\| (\d{3}) \| (.*) \|$", DOCS.read_text("utf-8"), re.MULTILINE)
     assert {int(status): text for status, text in rows} == STATUSES
     # Slow clients and large headers, which other tests send, get 408 and 431.
     given = {status for _, status, _ in REFUSED.values()} | {200, 408, 431}
     gate = Gate()
     batcher = Batcher(gate.answer, 1, 1)
-    limits = Limits(max_rows=8, max_bytes=4000, timeout=1.0)
-    app = Service(ServedModel(published.folder), batcher, limits, "1").app()
+    app = Service(ServedModel(published.folder), batcher, LIMITS, "1").app()
     with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor() as pool:
         slow = pool.submit(client.post, "/predict", json={"rows": ["w1"]})
         gate.started.wait()
-        given |= {client.post("/predict", json={"rows": ["w2"]}).status_code, slow.result().status_code}
+        given.add(client.post("/predict", json={"rows": ["w2"]}).status_code)
+        loop_clock.later = LIMITS.timeout
+        given |= {client.get("/health").status_code, slow.result().status_code}
         gate.open.set()
         fault = client.post("/predict", json={"rows": ["broken"]})
         while fault.status_code == 503:  # the row before it has not ended yet

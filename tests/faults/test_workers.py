@@ -4,7 +4,8 @@ import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,17 +35,37 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 def test_lost_worker_stops_the_run_which_can_be_resumed(
     number: signal.Signals, key: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir, rename = tmp_path / "run", os.rename
+    run_dir, rename, signaled = tmp_path / "run", os.rename, threading.Event()
+
+    class Timer(threading.Thread):
+        """Ends when the worker gets its signal, however long a slow machine takes to get there."""
+
+        def __init__(self, seconds: float, expire: Callable[[], None]) -> None:
+            super().__init__(daemon=True)
+            assert seconds == 600
+            self.is_over, self._expire = False, expire
+
+        def run(self) -> None:
+            signaled.wait()
+            if not self.is_over:
+                self._expire()
+
+        def cancel(self) -> None:
+            self.is_over = True
 
     def signal_worker(source: Path, target: Path) -> None:
         rename(source, target)
         if Path(target).name == "step-00000004":
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid or 0, number)
+            if number == signal.SIGSTOP:
+                signaled.set()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "rename", signal_worker)
-        assert train(run_dir, *data, *JOB, "loader.timeout=2") == 75
+        patch.setattr("trainer.data.batches.threading.Timer", Timer)
+        assert train(run_dir, *data, *JOB, "loader.timeout=600") == 75
+    signaled.set()
     message = capsys.readouterr().err
     assert message.startswith(key), message
     assert f"Resume with: trainer train resume={run_dir}\n" in message

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from tests.support.processes import PATIENCE
 from trainer.report.console import format_number, open_console, print_sentence, print_table
 
 
@@ -191,7 +192,7 @@ def test_a_closed_pipe_ends_a_verb_quietly_but_not_a_training_run(code: str, exi
     os.close(reader)
     program = f"from trainer import cli; from trainer.report.console import open_console; {code}"
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
     )
     os.close(writer)
 

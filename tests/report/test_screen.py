@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from tests.support.processes import PATIENCE
 from tests.support.terminal import Terminal
 from trainer import progress, signals
 from trainer.report.console import open_console
@@ -482,7 +483,7 @@ class Clock:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     assert condition()

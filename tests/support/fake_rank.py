@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from trainer.distributed.environment import note_joined, note_run_folder
 from trainer.distributed.launch import run_rank
@@ -33,12 +34,35 @@ def main(path: str) -> int:
     return run_rank(Path(path), start)
 
 
-if __name__ == "__main__":  # the process that watches: the lines of all ranks, and the seconds of grace
+class Clock:
+    """The module `time` for the process that watches: it stands still until some processes have ended."""
+
+    def __init__(self, launch: Any, ended: int) -> None:
+        self._ended, self._now, self._start = ended, 0.0, launch._start
+        self._processes: list[Any] = []
+        self.sleep = time.sleep
+        launch._start = self._record
+        launch.time = self
+
+    def _record(self, *arguments: Any) -> Any:
+        self._processes.append(self._start(*arguments))
+        return self._processes[-1]
+
+    def monotonic(self) -> float:
+        if sum(process.returncode is not None for process in self._processes) >= self._ended:
+            self._now += 0.1
+        return self._now
+
+
+# The process that watches: the lines of all ranks, the seconds of grace, and how many end before time passes.
+if __name__ == "__main__":
     from trainer.distributed import launch
     from trainer.errors import TrainerError
 
     launch._BOOTSTRAP = BOOTSTRAP  # type: ignore[misc]
-    *lines, grace = sys.argv[1:]
+    *lines, grace, ended = sys.argv[1:]
+    if int(ended):
+        Clock(launch, int(ended))
     try:
         config = {str(rank): line for rank, line in enumerate(lines)}
         launch.launch("train", config, (), len(lines), float(grace), lambda folder: [f"advice about {folder}"])

@@ -90,7 +90,9 @@ def run_command(
     # The server ignores it; a shell's child would not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from trainer.cli import main
+    from trainer.distributed import ranks
     from trainer.export import timing
 
     timing.SECONDS_PER_MODEL = 0.0
+    ranks._REPORT_SECONDS = float(os.environ.get("REPORT_SECONDS", ranks._REPORT_SECONDS))
     sys.exit(main(arguments))

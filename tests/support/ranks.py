@@ -23,23 +23,34 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def start_ranks(arguments: list[str], size: int, folder: Path, memory: int | None = None) -> list[BaseProcess]:
+def start_ranks(
+    arguments: list[str], size: int, folder: Path, memory: int | None = None, **variables: str
+) -> list[BaseProcess]:
     """Start `trainer ARGUMENTS` in `size` processes that form a group, each with its output in `folder/rank-N.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
     return [
-        start(arguments, folder / f"rank-{rank}.txt", _environment(rank, size, port), memory) for rank in range(size)
+        start(arguments, folder / f"rank-{rank}.txt", {**_environment(rank, size, port), **variables}, memory)
+        for rank in range(size)
     ]
 
 
 def run_ranks(
-    arguments: list[str], size: int, folder: Path, timeout: float = PATIENCE, memory: int | None = None
+    arguments: list[str],
+    size: int,
+    folder: Path,
+    timeout: float = PATIENCE,
+    memory: int | None = None,
+    *,
+    all_fail: bool = False,
 ) -> list[int | None]:
     """Run `trainer ARGUMENTS` in `size` processes and return their exit codes; None for one that has not ended.
 
-    With `memory`, each process gets at most this many bytes of memory after its start (Linux).
+    With `memory`, each process gets at most this many bytes of memory after its start (Linux). With `all_fail`, a
+    process that fails waits for the others to fail, however long a slow machine takes to get them there.
     """
-    processes = start_ranks(arguments, size, folder, memory)
+    variables = {"REPORT_SECONDS": str(PATIENCE)} if all_fail else {}
+    processes = start_ranks(arguments, size, folder, memory, **variables)
     for process in processes:
         process.join(timeout)
     codes = [process.exitcode for process in processes]
