@@ -296,8 +296,9 @@ def test_proofs_of_artifacts_are_shown(folder: Path) -> None:
     assert "export: no latency of 1 of 2 shapes: something else used the processor" in page
     assert "0.7531" not in page
     rows = cells(page)
-    assert ["onnx", "export/model.onnx", "77", "1.000e-06", "", "0.2500", "0.5000"] in rows
+    assert ["onnx", "export/model.onnx", "77 B", "1.000e-06", "", "0.2500", "0.5000"] in rows
     assert ["1", "2.5000", "0.5000"] in rows
+    assert "accuracy in PyTorch" in page
 
 
 def test_a_warning_of_all_runs_is_shown_once(folder: Path) -> None:

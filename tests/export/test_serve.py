@@ -241,6 +241,7 @@ def test_page_of_the_interface_needs_no_script(client: TestClient) -> None:
         "curl http://testserver/predict",
         "default 1",
         "<code>504",
+        "did not arrive within <code>timeout</code>",
     ):
         assert text in response.text
     assert "<script" not in response.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from trainer.documents import flatten, read_export_manifest
 from trainer.export.timing import describe_disturbed
 from trainer.layout import LOG, RANK_LOGS, Document, export_folders
 from trainer.report.charts import Line, draw_lines
-from trainer.report.console import format_number
+from trainer.report.console import format_bytes, format_number
 from trainer.report.metric_names import monitored_first, words
 from trainer.report.page import Figure, Section, Table
 from trainer.shapes import to_json
@@ -195,7 +195,8 @@ def evaluation_section(runs: Sequence[NamedRun]) -> Section:
         ]
         for name, split, scores in rows
     ]
-    return Section("Evaluations", tables=[_without_run(runs, Table("Scores", columns, cells))])
+    note = "In parentheses: the 95% interval." if any(scores.get("intervals") for _, _, scores in rows) else ""
+    return Section("Evaluations", note, tables=[_without_run(runs, Table("Scores", columns, cells, is_stacked=True))])
 
 
 def shown_split(stem: str, scores: Document) -> str:
@@ -229,7 +230,7 @@ def _without_run(runs: Sequence[NamedRun], table: Table) -> Table:
     """Return a table without its first column, the run, if there is only one."""
     if len(runs) > 1:
         return table
-    return Table(table.title, table.columns[1:], [row[1:] for row in table.rows], is_folded=table.is_folded)
+    return replace(table, columns=table.columns[1:], rows=[row[1:] for row in table.rows])
 
 
 def data_section(runs: Sequence[NamedRun]) -> Section:
@@ -272,11 +273,8 @@ def _read_warnings(folder: Path) -> list[str]:
 
 def artifact_section(runs: Sequence[NamedRun]) -> Section:
     """Return the proofs of the artifacts and their timings."""
-    columns = [
-        *("run", "artifact", "file", "bytes"),
-        *("max difference", "decision agreement", "metric", "metric (PyTorch)"),
-    ]
     rows: list[list[object]] = []
+    monitors: set[object] = set()
     timings: list[Table] = []
     notes: list[str] = []
     folders = [(run, folder) for run in runs for folder in export_folders(run.record.folder)]
@@ -285,14 +283,21 @@ def artifact_section(runs: Sequence[NamedRun]) -> Section:
         monitor = manifest.get("monitor")
         for artifact, proof in manifest["artifacts"].items():
             path = f"{folder.name}/{proof.get('file')}"
-            values = map(proof.get, ("bytes", "largest_difference", "decision_agreement"))
+            values = map(proof.get, ("largest_difference", "decision_agreement"))
             scores = [(each.get("metrics") or {}).get(monitor) for each in (proof, manifest)]
-            rows.append([run.name, artifact, path, *values, *scores])
+            size = format_bytes(proof["bytes"]) if "bytes" in proof else None
+            rows.append([run.name, artifact, path, size, *values, *scores])
+            monitors |= {monitor} - {None}
         timings.append(_timings(run.name if len(runs) > 1 else "", folder.name, manifest))
         measured = manifest.get("timings", {"rows": []})["rows"]
         if disturbed := sum(row.get("disturbed", False) for row in measured):
             notes.append(f"{folder.name}: {describe_disturbed(disturbed, len(measured))}")
-    proofs = _without_run(runs, Table("Proof against PyTorch", columns, rows))
+    metric = words(str(monitors.pop())) if len(monitors) == 1 else "metric"
+    columns = [
+        *("run", "artifact", "file", "size"),
+        *("largest difference of an output", "share of equal answers", metric, f"{metric} in PyTorch"),
+    ]
+    proofs = _without_run(runs, Table("Proof against PyTorch", columns, rows, is_stacked=True))
     return Section("Artifacts", warnings=notes, tables=[proofs, *timings])
 
 
@@ -322,7 +327,7 @@ def environment_section(runs: Sequence[NamedRun]) -> Section:
                 values = [event.get("processor"), event.get("threads"), devices, config.get("precision"), listed]
                 rows.append([run.name, f"{event['event']} at step {event['step']}", *values])
     columns = ["run", "process", "processor", "threads", "devices", "precision", "versions"]
-    return Section("Environment", tables=[_without_run(runs, Table("Processes", columns, rows))])
+    return Section("Environment", tables=[_without_run(runs, Table("Processes", columns, rows, is_stacked=True))])
 
 
 def config_section(runs: Sequence[NamedRun]) -> Section:

@@ -137,8 +137,8 @@ def _describe_entities(confusion: Confusion) -> Iterator[str]:
     if entities:
         missed = _share(entities - right, entities, "entity", "is", "missed")
         yield f"{missed}: the type, the first and the last word must be right."
-    if predicted:
-        yield f"{_share(predicted - right, predicted, 'predicted entity', 'is', 'wrong')}."
+    wrong = _share(predicted - right, predicted, "predicted entity", "is", "wrong") if predicted else ""
+    yield f"{wrong}." if wrong else "No entity is predicted."
     yield from _describe_least("entity", confusion)
 
 

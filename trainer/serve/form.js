@@ -52,7 +52,7 @@ function showProbabilities(probabilities) {
     list.append(make("dt", { textContent: name }), make("dd", {}, bar));
     list.append(make("dd", { className: "number", textContent: value.toFixed(3) }));
   }
-  return list;
+  return make("div", {}, makeNote("Probabilities:"), list);
 }
 
 function titleOf({ probability }) {
@@ -141,7 +141,7 @@ async function start() {
   const model = await (await fetch("model")).json();
   document.title = find("form").ariaLabel = model.name;
   document.querySelector("h1").textContent = model.name;
-  const rows = model.rows === "spans" ? "texts" : model.rows; // spans are found in texts
+  const rows = { spans: "texts", tables: "rows of a table" }[model.rows] ?? model.rows; // spans are found in texts
   find("about").textContent = `${model.file}: ${rows} in, ${model.answers.replace("_", " ")} out.`;
   const example = model.example?.rows[0];
   const inputs = model.columns.map((column) => {

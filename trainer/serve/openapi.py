@@ -92,8 +92,8 @@ def openapi(model: Mapping[str, Any], version: str, max_rows: int) -> dict[str, 
         "info": {"title": model["name"], "version": version, "description": f"{model['rows']} to {model['answers']}"},
         "paths": {
             "/predict": {"post": predict},
-            "/model": {"get": _get("What the model reads and answers.", "application/json")},
-            "/health": {"get": _get("Whether the server answers; 503 while it stops.", "application/json")},
+            "/model": {"get": _get("Describe what the model reads and answers.", "application/json")},
+            "/health": {"get": _get("Say that the server answers; 503 while it stops.", "application/json")},
             "/metrics": {"get": _get("Counts and durations in the text format of Prometheus.", "text/plain")},
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from shlex import quote
@@ -12,7 +13,7 @@ from trainer.shapes import to_json
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: interface</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="form.css">
@@ -81,12 +82,12 @@ def _fields_table(schema: Mapping[str, Any]) -> str:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose first column is code."""
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = "".join(
-        f"<tr><td><code>{escape(first)}</code></td>{''.join(f'<td>{escape(each)}</td>' for each in others)}</tr>"
+        f"<tr><td><code>{escape(first)}</code></td>{''.join(f'<td>{_with_code(each)}</td>' for each in others)}</tr>"
         for first, *others in rows
     )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="wide" tabindex="0" role="region" aria-label="Table"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _fields(schema: Mapping[str, Any], name: str, *, required: bool) -> Iterator[tuple[str, str, str]]:
@@ -131,8 +132,13 @@ def _listed(value: str | list[str]) -> list[str]:
 
 
 def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
+    return f"<p>{_with_code(text)}</p>" if text else ""
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML; what it has between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _listing(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>"
+    return f'<pre tabindex="0" role="region" aria-label="Example">{escape(text)}</pre>'
