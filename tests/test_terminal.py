@@ -199,17 +199,28 @@ def test_tables_break_no_number_and_fit(width: int, tables: Path, monkeypatch: p
             plain = io.StringIO()
             monkeypatch.setattr(sys, "stdout", plain)
             assert main(command) == 0
-            screen = PseudoTerminal(width)
-            variables = {"TERM": "xterm-256color", "COLUMNS": str(width), "NO_COLOR": "1"}
-            with screen.path.open("w", encoding="utf-8") as device, monkeypatch.context() as context:
-                context.setattr(sys, "stdout", device)
-                for key, value in variables.items():
-                    context.setenv(key, value)
-                assert main(command) == 0
-            rows = screen.close()
+            screen, rows = run_here(command, width, monkeypatch)
             assert any(row.startswith("│") for row in rows), name
             assert not screen.terminal.has_broken_lines, (name, rows)
             assert numbers(plain.getvalue().splitlines()) <= numbers(rows), name
+            assert ("loading PyTorch" in screen.written) == (name in ("eval", "plan")), (
+                "nobody looks at an empty screen"
+            )
+
+        screen, rows = run_here(["predict", "run=sweeps/a/loss-focal_seed-0", "input=w1 w2"], width, monkeypatch)
+        assert "loading the model" in screen.written
+        assert rows[0].startswith('{"label": ')
+
+
+def run_here(command: list[str], width: int, monkeypatch: pytest.MonkeyPatch) -> tuple[PseudoTerminal, list[str]]:
+    """Run a command in this process on a terminal; return the terminal and its rows."""
+    screen = PseudoTerminal(width)
+    with screen.path.open("w", encoding="utf-8") as device, monkeypatch.context() as context:
+        context.setattr(sys, "stdout", device)
+        for key, value in {"TERM": "xterm-256color", "COLUMNS": str(width), "NO_COLOR": "1"}.items():
+            context.setenv(key, value)
+        assert main(command) == 0
+    return screen, screen.close()
 
 
 JOB = [*TINY, "data=files", *(f"data.{split}={split}.csv" for split in ("train", "validation", "test"))]

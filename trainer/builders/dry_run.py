@@ -34,6 +34,7 @@ from trainer.ema import has_weights
 from trainer.layout import Document
 from trainer.loop import save_checkpoint, set_learning_rate, update_weights
 from trainer.model.summary import summarize
+from trainer.progress import phase
 from trainer.protocols import Batch, MetricSchedule
 from trainer.run import Run, RunOutputs
 from trainer.state import TrainState
@@ -90,7 +91,8 @@ def dry_run(job: TrainJob, config_text: str, *, trial: bool, depth: int) -> Docu
         if trial:
             # In the second micro-batch, all gradients of the first one exist.
             batches = [first, *(run.loader.batches[share] for share in shares[1:2])]
-            peak = _try_update(run, training.state, batches)
+            with phase("trying a step"):
+                peak = _try_update(run, training.state, batches)
             activations = max(0, peak - complete["gradients"] - complete.get("moved", 0))
         return {
             **document,

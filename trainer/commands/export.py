@@ -19,7 +19,7 @@ from trainer.errors import raise_if_any
 from trainer.export.timing import describe_disturbed
 from trainer.layout import EXPORT, PRUNED_EXPORT, Document
 from trainer.progress import phase
-from trainer.report.console import open_console, print_sentence, print_table
+from trainer.report.console import format_bytes, open_console, print_sentence, print_table
 from trainer.report.screen import phases_shown
 from trainer.signals import exit_on_sigterm
 
@@ -124,8 +124,11 @@ def print_artifacts(console: Console, artifacts: list[Artifact]) -> None:
     print_table(
         console,
         f"artifacts in {artifacts[0].path.parent}",
-        ["artifact", "bytes", "max difference", "decision agreement", "metric", "metric (PyTorch)"],
-        [[a.path.name, a.num_bytes, a.largest_difference, a.agreement, a.metric, a.pytorch_metric] for a in artifacts],
+        ["artifact", "size", "largest difference", "equal answers", "metric", "metric in PyTorch"],
+        [
+            [a.path.name, format_bytes(a.num_bytes), a.largest_difference, a.agreement, a.metric, a.pytorch_metric]
+            for a in artifacts
+        ],
     )
     if reused := [artifact.path.name for artifact in artifacts if artifact.reused]:
         print_sentence(console, f"reused from an earlier export of the same model: {', '.join(reused)}")

@@ -21,7 +21,9 @@ from trainer.errors import CheckpointError, ConfigError, DataError, format_error
 from trainer.layout import EXPORT, ONNX_CACHE, TOKENIZER, Document, expand_home
 from trainer.predict.files import Write, check_output, open_output
 from trainer.predict.input_rows import read_stdin_lines
+from trainer.progress import phase
 from trainer.report.console import open_console, print_table
+from trainer.report.screen import phases_shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,7 +55,8 @@ def run(job: GenerateJob, config: Document) -> None:
     """
     output = None if job.output in (None, "-") else Path(expand_home(str(job.output)))
     _check_prompt_and_output(job.prompt, output, force=job.force)
-    generator = load_generator(job)
+    with phases_shown(open_console("auto")), phase("loading the model"):
+        generator = load_generator(job)
     with nullcontext(None) if job.output is None else open_output(output) as write:
         count, num_errors = _continue_prompts(job, generator, write)
     if num_errors:

@@ -28,7 +28,9 @@ from trainer.layout import (
     Document,
     expand_home,
 )
+from trainer.progress import phase
 from trainer.report.console import format_bytes, format_number, open_console, print_indented, print_table
+from trainer.report.screen import phases_shown
 from trainer.shapes import to_json
 
 logger = logging.getLogger(__name__)
@@ -54,16 +56,17 @@ def run(job: PlanJob, config: Document) -> None:
         )
     if job.run.dir is not None:
         check_free("run.dir", Path(expand_home(job.run.dir)))
-    from trainer.builders.dry_run import dry_run
-
     text = config_text({key: config[key] for key in keys(TrainJob)})
-    document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _list_files(job)}
+    console = open_console("auto")
+    with phases_shown(console):
+        with phase("loading PyTorch"):
+            from trainer.builders.dry_run import dry_run
+        document = dry_run(job, text, trial=job.trial, depth=job.depth) | {"files": _list_files(job)}
     _warn_of_device(job.device)
     _warn_of_memory(document, has_max_length="max_length" in job.task)
     if job.json:
         print(displayable(to_json(document, indent=1, ensure_ascii=False)))
         return
-    console = open_console("auto")
     for title, columns, rows in _tables(document):
         print_table(console, title, columns, rows)
         console.out("", highlight=False)

@@ -35,7 +35,10 @@ from trainer.layout import (
 )
 from trainer.predict.files import PredictionPaths, open_output, resolve_paths
 from trainer.predict.input_rows import RowFormat, read_rows
+from trainer.progress import phase
 from trainer.protocols import Prediction
+from trainer.report.console import open_console
+from trainer.report.screen import phases_shown
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +78,8 @@ def run(job: PredictJob, config: Document) -> None:
         DataError: Some rows could not be used; the others were predicted.
     """
     paths = resolve_paths(job.input, job.corpus, job.output, force=job.force)
-    predictor, row_format = load_predictor(job)
+    with phases_shown(open_console("auto")), phase("loading the model"):
+        predictor, row_format = load_predictor(job)
     from trainer.predict.predictor import RowCounts
 
     counts = RowCounts()

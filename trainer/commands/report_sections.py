@@ -295,7 +295,7 @@ def artifact_section(runs: Sequence[NamedRun]) -> Section:
     metric = words(str(monitors.pop())) if len(monitors) == 1 else "metric"
     columns = [
         *("run", "artifact", "file", "size"),
-        *("largest difference of an output", "share of equal answers", metric, f"{metric} in PyTorch"),
+        *("largest difference", "equal answers", metric, f"{metric} in PyTorch"),
     ]
     proofs = _without_run(runs, Table("Proof against PyTorch", columns, rows, is_stacked=True))
     return Section("Artifacts", warnings=notes, tables=[proofs, *timings])

@@ -32,8 +32,10 @@ from trainer.layout import (
     export_folders,
     step_name,
 )
+from trainer.progress import phase
 from trainer.report.console import open_console, print_sentence, print_table
 from trainer.report.logs import logs_silenced
+from trainer.report.screen import phases_shown
 from trainer.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -111,7 +113,9 @@ def run(job: VerifyJob, config: Document) -> None:
         assert console is not None
         for part in parts:
             if part.devices == 1:
-                faults += _print_comparisons(console, part, part.compare(None))
+                with phases_shown(console), phase(part.title):
+                    comparisons = part.compare(None)
+                faults += _print_comparisons(console, part, comparisons)
         for devices in sorted({part.devices for part in parts} - {1}):
             faults += _launch(job, config, devices, parts)
     if faults:
