@@ -199,7 +199,7 @@ def test_a_folder_or_a_run_that_cannot_be_used_is_reported_with_the_other_errors
     cases: dict[tuple[str, ...], tuple[type[TrainerError], list[str]]] = {
         (taken, "optimizer.lr=-1"): (ConfigError, ["optimizer.lr", "run.dir"]),
         (taken, "data=files", missing): (DataError, ["data.train", "run.dir"]),
-        (f"resume={tmp_path}/no", "train.duraton=3ep", "loss=focall"): (CheckpointError, ["resume", "loss"]),
+        (f"resume={tmp_path}/no", "train.duraton=3", "loss=x"): (CheckpointError, ["resume", "loss", "train.duraton"]),
     }
     for argv, (error_type, expected) in cases.items():
         with pytest.raises(error_type) as caught:
@@ -380,7 +380,69 @@ class TestStoredRuns:
             with pytest.raises(CheckpointError, match=f"^{key}: no such folder, got 'nowhere'"):
                 check_command(verb, [f"{key}=nowhere"])
 
-    def test_eval_passes_on_the_overrides_of_the_run(self, composed: Composed, run: Path) -> None:
+    def test_a_missing_run_hides_no_other_error(self, elsewhere: Path) -> None:
+        argv = ["train.batch_size=-1", "data.train=no.csv", "optimizer.lr=-2", "optimizer.momentum=-1", "modl=x"]
+        argv += ["device=gpu", "data.trian=x", "task.max_length=-3", "model.nothing=3", "loss=focal"]
+        argv += ["loss.gamma=-1", "loss.gama=1", "run={dir: 1}", "scheduler=cosin", "run.name=a/b"]
+        with pytest.raises(CheckpointError) as caught:
+            check_command("train", ["resume=nowhere", *argv])
+        keys = [message.partition(":")[0] for message in caught.value.messages]
+        assert keys[:2] == ["resume", "scheduler"]
+        wrong = [each.partition("=")[0] for each in argv if each not in ("loss=focal", "scheduler=cosin")]
+        assert sorted(keys[2:]) == sorted("run.dir" if key == "run" else key for key in wrong)
+
+    def test_a_missing_run_adds_no_error_to_a_right_command(self) -> None:
+        # Each is right for the run only if that has another option than the default one.
+        argv = [
+            "optimizer.momentum=0.5",
+            "model.depth=20",
+            "loss.gamma=1",
+            "data.folder=.",
+            "task.mask_share=0.2",
+        ]
+        with pytest.raises(CheckpointError) as caught:
+            check_command("train", ["resume=nowhere", "train.accumulate=500", "~model.dropout", *argv])
+        assert len(caught.value.messages) == 1
+
+    def test_a_run_of_a_name_is_found(self, run: Path, elsewhere: Path) -> None:
+        for name in ("2026-01-31_12-00-00_mine", "2026-01-30_12-00-00_mine"):
+            (elsewhere / "runs" / name).mkdir()
+            (elsewhere / "runs" / name / "config.yaml").touch()
+        (elsewhere / "runs" / "other_mine").mkdir()  # no run
+        for path, found in {
+            "mine": "runs/2026-01-31_12-00-00_mine",
+            "runs/mine": "runs/2026-01-31_12-00-00_mine",
+            "2026-01-30_12-00-00_min": "runs/2026-01-30_12-00-00_mine",
+        }.items():
+            with pytest.raises(CheckpointError, match=f"no such folder, got '{path}'. Did you mean {found}"):
+                check_command("eval", [f"run={path}"])
+
+    def test_errors_of_a_run_and_of_its_overrides_are_reported_together(self, run: Path, elsewhere: Path) -> None:
+        overrides = ["data.tst=a.csv", "data.separator=3", "data.test=no.csv", "loader.workers=-1"]
+        keys = ["loader.workers", "data.tst", "data.separator", "data.test"]
+        assert [each.partition(":")[0] for each in errors_of("eval", "runs/a", *overrides)] == keys
+        assert [each.partition(":")[0] for each in errors_of("eval", "b", "split=x", *overrides[3:])] == [
+            "split",
+            "loader.workers",
+            "run",
+        ]
+        for file in (run / "config.yaml", elsewhere / "runs" / "a" / "config.yaml"):
+            file.write_text(file.read_text().replace("trainer.loss.focal.Focal", "json.Loss"))
+        with pytest.raises(CheckpointError) as caught:
+            check_command("eval", ["runs/a", *overrides[:3]])
+        assert [each.partition(":")[0] for each in caught.value.messages] == ["loss._target_", *keys[1:]]
+        with pytest.raises(DataError, match=r"^data\.test: no such file"):
+            check_command("eval", ["runs/a", "trust=[json]", "data.test=no.csv"])
+        assert check_command("eval", ["runs/a", "trust=[json]", "data.test=a.csv"]).single
+
+    def test_files_that_a_resumed_run_lacks_are_reported(self, run: Path) -> None:
+        with pytest.raises(DataError, match=r"^data\.train: no such file"):
+            check_command("train", ["resume=runs/a", "data.train=no.csv"])
+        messages = errors_of("train", "resume=runs/a", "data.train=no.csv", "train.log_every=-1")
+        assert [message.partition(":")[0] for message in messages] == ["train.log_every", "data.train"]
+
+    def test_eval_passes_on_the_overrides_of_the_run(self, composed: Composed, run: Path, elsewhere: Path) -> None:
+        (elsewhere / "b.csv").touch()
         job, _ = composed("eval", "run=runs/a", "split=validation", "data.test=b.csv", "loader.workers=2")
         assert isinstance(job, EvalJob)
         assert job.stored_overrides == (("data.test", "b.csv"), ("loader.workers", 2))

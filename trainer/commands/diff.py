@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.commands.diff_rows import compare_rows, print_comparison
-from trainer.commands.run_folders import RunRecord, list_runs_newest_first, read_run
+from trainer.commands.run_folders import RunRecord, list_runs_newest_first, read_runs
 from trainer.commands.sweep import is_sweep_folder
 from trainer.config.jobs import DiffJob
 from trainer.display import displayable, masked_config
@@ -36,7 +36,7 @@ def run(job: DiffJob, config: Document) -> None:
         _run_sweeps(job)
         return
     left, right = _select_runs(job)
-    document = compare_runs(read_run(left, "left"), read_run(right, "right"))
+    document = compare_runs(*read_runs([("left", left), ("right", right)]))
     if job.json:
         print(displayable(to_json(document, indent=1, ensure_ascii=False)))
         return

@@ -24,7 +24,7 @@ from trainer.commands.report_sections import (
     shown_value,
     with_interval,
 )
-from trainer.commands.run_folders import RunRecord, read_run
+from trainer.commands.run_folders import RunRecord, read_runs
 from trainer.commands.sweep import is_sweep_folder, write_sweep_page
 from trainer.config.jobs import ReportJob
 from trainer.config.sweep import read_jobs
@@ -72,7 +72,7 @@ def run(job: ReportJob, config: Document) -> None:
         write_sweep_page(Path(job.run), read_jobs(Path(job.run)), {}, file)
         print(escape_controls(str(file)))
         return
-    records = [read_run(job.run), *(read_run(path, "beside") for path in job.beside)]
+    records = read_runs([("run", job.run), *(("beside", path) for path in job.beside)])
     name = COMPARISON if job.beside else REPORT
     file = records[0].folder / name if job.output is None else Path(job.output)
     if job.output is None:

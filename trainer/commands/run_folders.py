@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ from trainer.checkpoint.listing import list_newest_first, rank_by_score
 from trainer.checkpoint.snapshot import read_checkpoint_document
 from trainer.config.paths import describe_taken
 from trainer.config.sections import RunSection
-from trainer.config.stored import load_stored_config
+from trainer.config.stored import load_stored_config, similar_run
 from trainer.config.trust import trust_argument
 from trainer.documents import EVALUATION, read_document
 from trainer.errors import CheckpointError, format_error
@@ -107,7 +107,7 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
         remedy = f"Use trainer predict {quote(f'run={folder}')} or trainer serve {quote(f'folder={folder}')}"
     else:
         problem = problem_of_folder(folder, "contains no run")
-        remedy = "Name a run folder or one of its checkpoints"
+        remedy = similar_run(folder) or "Name a run folder or one of its checkpoints"
     raise CheckpointError(format_error(key, problem, remedy, value=path))
 
 
@@ -306,6 +306,23 @@ def read_run(path: str | None, key: str = "run") -> RunRecord:
     evaluations = {file.stem: _read_evaluation(file) for file in files}
     best = read_best_score(folder)
     return RunRecord(folder, load_stored_config(folder, key), read_events(folder / METRICS), evaluations, best)
+
+
+def read_runs(paths: Iterable[tuple[str, str | None]]) -> list[RunRecord]:
+    """Return what several runs recorded, as `read_run` does, by key and path.
+
+    Raises:
+        CheckpointError: Some cannot be read; has the messages of all.
+    """
+    records, problems = [], list[str]()
+    for key, path in paths:
+        try:
+            records.append(read_run(path, key))
+        except CheckpointError as error:
+            problems += error.messages
+    if problems:
+        raise CheckpointError(*problems)
+    return records
 
 
 def _read_evaluation(file: Path) -> Document:

@@ -19,13 +19,13 @@ from trainer.config.metrics import validate_metrics
 from trainer.config.overrides import CommandLine, is_sweep, validate_choice
 from trainer.config.parts import validate_value
 from trainer.config.paths import describe_taken, inherit_tokenizer, locate_paths, missing_paths
-from trainer.config.resume import compose_resumed
-from trainer.config.stored import exported_config, load_stored_config, with_overrides
+from trainer.config.resume import compose_resumed, errors_without_run
+from trainer.config.stored import exported_config, load_stored_config, override_problems
 from trainer.config.sweep import Sweep, find_sweep
 from trainer.config.trust import keep_references, literal_problems, resolve_environment, trust_problems
 from trainer.config.validate import job_of, typed_job, validate_config
 from trainer.documents import flatten
-from trainer.errors import CheckpointError, ConfigError, DataError, format_error, raise_if_any
+from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError, format_error, raise_if_any
 from trainer.layout import SWEEP, expand_home
 
 _Item = TypeVar("_Item")
@@ -127,21 +127,27 @@ def check_command(verb: str, argv: Sequence[str], check_inputs: InputCheck | Non
         if wrong := validate_value("resume", path, schema.keys(jobs.TrainJob)["resume"]):
             _raise([*problems, *wrong])
         try:
-            config, changes, invalid = compose_resumed(line, choices, path)
+            config, changes, invalid, missing_data = compose_resumed(line, choices, path)
         except CheckpointError as error:
-            raise CheckpointError(*error.messages, *dict.fromkeys(problems)) from error
-        _raise([*problems, *invalid])
+            further = [*problems, *errors_without_run(line, choices)]
+            raise CheckpointError(*error.messages, *dict.fromkeys(further)) from error
+        if missing_data and not (problems or invalid):
+            raise DataError(*missing_data)
+        _raise([*problems, *invalid, *missing_data])
         return CheckedCommand(line, _checked_job(config, line, None), tuple(changes))
     findings = _Findings(problems)
     for chosen in _one_at_a_time([overrides.variants(item, line.groups) for item in choices]):
         _check_jobs(line, chosen, findings, check_inputs)
     findings.problems += _validate_stored_overrides(line)
     findings.problems += _without_effect(line, findings.composed)
+    run_error = _run_error(line)
     if findings.missing_data and not findings.problems:
         raise DataError(*dict.fromkeys([*findings.missing_data, *_taken_folder(verb, findings)]))
     if findings.problems:  # alone, the problem of the folder is an error of another type, which the verb raises
-        _raise([*findings.problems, *findings.missing_data, *_taken_folder(verb, findings)])
-    _check_run(line)
+        unusable = () if run_error is None else run_error.messages
+        _raise([*findings.problems, *findings.missing_data, *_taken_folder(verb, findings), *unusable])
+    if run_error is not None:
+        raise run_error
     notes = tuple(dict.fromkeys(findings.notes))
     assert findings.composed is not None
     sweep = find_sweep(line, findings.config)
@@ -346,29 +352,32 @@ def _validate_stored_overrides(line: CommandLine) -> list[str]:
     return problems
 
 
-def _check_run(line: CommandLine) -> None:
-    """Check that a run named by a verb other than `train` can be used with this command line.
-
-    Raises:
-        CheckpointError: It cannot.
-    """
+def _run_error(line: CommandLine) -> TrainerError | None:
+    """Return the error of a run that a verb other than `train` cannot use with this command line; None if it can."""
     # `--cfg` shows values without checking them, so that any text may stand in the place of a path.
     # A server reads artifacts only, which need no config.
     if issubclass(line.job_type, jobs.TrainJob | jobs.ServeJob) or line.arguments.options.cfg:
-        return
+        return None
     values = {item.key_or_group: item.value() for item in line.overrides.values}
     run, trust = values.get("run"), values.get("trust")
-    if isinstance(run, str) and not (line.verb == "report" and os.path.isfile(os.path.join(expand_home(run), SWEEP))):
-        run = expand_home(run)
-        may_be_artifacts = line.verb in _ARTIFACT_VERBS and values.get("backend") != "torch"
+    if not isinstance(run, str) or (line.verb == "report" and os.path.isfile(os.path.join(expand_home(run), SWEEP))):
+        return None
+    run = expand_home(run)
+    may_be_artifacts = line.verb in _ARTIFACT_VERBS and values.get("backend") != "torch"
+    try:
         exported = exported_config(run) if may_be_artifacts else None
         stored = load_stored_config(run, key="run") if exported is None else exported
-        packages = [str(package) for package in trust] if isinstance(trust, list) else []
-        pairs = line.overrides.stored_pairs()
-        # Verbs without `trust` only read a run. No observer is made to use a run that is trained.
-        if "trust" in schema.keys(line.job_type) and (
-            problems := trust_problems(stored | {"observers": []}, packages, [path for path, _ in pairs])
-        ):
-            raise CheckpointError(*problems)
-        with_overrides(stored, pairs)
-        raise_if_any(*validate_metrics(stored | {"metrics": values.get("metrics")}))
+    except TrainerError as error:
+        return error
+    packages = [str(package) for package in trust] if isinstance(trust, list) else []
+    pairs = line.overrides.stored_pairs()
+    problems, missing_data = override_problems(stored, pairs)
+    problems += validate_metrics(stored | {"metrics": values.get("metrics")})
+    # Verbs without `trust` only read a run. No observer is made to use a run that is trained.
+    if "trust" in schema.keys(line.job_type) and (
+        untrusted := trust_problems(stored | {"observers": []}, packages, [path for path, _ in pairs])
+    ):
+        return CheckpointError(*untrusted, *problems, *missing_data)
+    if problems:
+        return ConfigError(*problems, *missing_data)
+    return DataError(*missing_data) if missing_data else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,22 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from trainer.config import jobs, schema
-from trainer.config.compose import apply_overrides, compose, plain, unresolved
+from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
 from trainer.config.groups import Groups, own_folder
 from trainer.config.keys import KnownKeys
 from trainer.config.overrides import CommandLine, is_sweep
-from trainer.config.paths import data_paths
-from trainer.config.stored import MAY_CHANGE, describe_change, differences, raise_problems, read_stored_config
+from trainer.config.parts import validate_part, validate_value
+from trainer.config.paths import data_paths, locate_paths, missing_paths
+from trainer.config.stored import (
+    MAY_CHANGE,
+    describe_change,
+    differences,
+    explicit_missing_data,
+    raise_problems,
+    read_stored_config,
+)
 from trainer.config.trust import keep_references, names_environment, trust_problems
-from trainer.config.validate import validate_config
+from trainer.config.validate import validate_config, validate_syntax
 from trainer.errors import CheckpointError, ConfigError, format_error
 from trainer.layout import CHECKPOINTS
 
@@ -75,8 +84,8 @@ def _forbidden_change(key: str, old: object, new: object, stored: Mapping[str, A
 
 def compose_resumed(
     line: CommandLine, choices: Sequence[Override], path: str
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Return the config of the resumed run, notes about changes, and errors.
+) -> tuple[dict[str, Any], list[str], list[str], list[str]]:
+    """Return the config of the resumed run, notes about changes, errors, and those of files that do not exist.
 
     Args:
         line: The command line.
@@ -103,14 +112,15 @@ def compose_resumed(
     problems += apply_overrides(changed, valid)
     values, without_value = plain(changed)
     invalid = validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
-    if not problems and not without_value:
-        raise_problems(invalid, base, file)
+    missing = explicit_missing_data(locate_paths(values, jobs.TrainJob), line.overrides.keys())
+    if invalid and not problems and not without_value:
+        raise_problems([*invalid, *missing], base, file)
     problems += without_value or invalid
     try:
         config, notes = resume_config(stored, values if without_value else keep_references(values, changed))
     except ConfigError as error:
-        return values, [], [*problems, *error.messages]
-    return config, [*tracker_notes, *notes], problems
+        return values, [], [*problems, *error.messages], missing
+    return config, [*tracker_notes, *notes], problems, missing
 
 
 def _without_foreign_trackers(
@@ -171,3 +181,72 @@ def _chosen_parts(line: CommandLine, choices: Sequence[Override]) -> dict[str, A
     config, _ = compose(line.folder, line.config_name, [*line.hydra_overrides(), *lines])
     composed = unresolved(config)
     return {item.key_or_group: composed[item.key_or_group] for item in chosen}
+
+
+def errors_without_run(line: CommandLine, choices: Sequence[Override]) -> list[str]:
+    """Return the errors of a command line that show although the run that it resumes cannot be read.
+
+    A key of a part that the command line does not choose is wrong only if it is wrong for every option of its group.
+
+    Args:
+        line: The command line.
+        choices: Its valid choices of options.
+    """
+    groups, sections = schema.groups(jobs.TrainJob), schema.sections(jobs.TrainJob)
+    chosen = [item for item in choices if not is_sweep(item)]
+    texts = [str(item.input_line) for item in chosen]
+    try:
+        tree = unresolved(compose(line.folder, line.config_name, [*line.hydra_overrides(), *texts])[0])
+    except ConfigError as error:
+        return list(error.messages)
+    known = KnownKeys(jobs.TrainJob, line.groups, tree)
+    names = {item.key_or_group for item in chosen}
+    parts = {
+        group: [tree[group]] if group in names else [line.groups.content(group, each) for each in options]
+        for group in groups
+        if (options := line.groups.options(group))
+    }
+    of_sections = {f"{name}.{key}": each for name in sections for key, each in schema.keys(sections[name]).items()}
+    keys = schema.keys(jobs.TrainJob) | of_sections
+    problems: list[str] = []
+    values = _line_values(line, sections)
+    for path, value in values.items():
+        if (top := path.partition(".")[0]) in groups:
+            problems += _errors_of_key(path, value, parts[top], known)
+        elif path not in sections:
+            problems += validate_value(path, value, keys[path]) if path in keys else [known.unknown(path, value)]
+    return [*problems, *validate_syntax(values)]
+
+
+def _line_values(line: CommandLine, sections: Collection[str]) -> dict[str, Any]:
+    """Return the values of a command line by full key, without sweeps and deletions."""
+    values: dict[str, Any] = {}
+    for item in line.overrides.values:
+        if is_sweep(item) or item.is_delete():
+            continue
+        path, value = item.key_or_group, item.value()
+        if path in sections and isinstance(value, dict):
+            values |= {f"{path}.{key}": each for key, each in value.items()}
+        else:
+            values[path] = value
+    return values
+
+
+def _errors_of_key(path: str, value: object, parts: Sequence[Mapping[str, Any]], known: KnownKeys) -> list[str]:
+    """Return the errors of a key of a part: those with the first part that has it, if there are errors with each."""
+    group, _, inner = path.partition(".")
+    name = inner.partition(".")[0]
+    shared = schema.shared_keys(jobs.TrainJob, group)
+    problems: list[str] = []
+    having = [part for part in parts if isinstance(part, Mapping) and (name in part or name in shared)]
+    for part in reversed(having):
+        config = OmegaConf.create({group: dict(part)})
+        set_value(config, path, value)
+        changed = unresolved(config)
+        messages = validate_part(group, changed[group], replace(known, tree={**known.tree, **changed}))
+        for paths in missing_paths(locate_paths(changed, jobs.TrainJob), jobs.TrainJob):
+            messages += paths
+        problems = [each for each in messages if each.startswith((f"{path}:", f"{path}."))]
+        if not problems:
+            return []
+    return problems if having or not inner else [known.unknown(path, value)]

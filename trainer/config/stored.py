@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from trainer.config.compose import set_value, unresolved
 from trainer.config.groups import Groups, own_folder, yaml_problem
 from trainer.config.keys import KnownKeys, find, is_known
 from trainer.config.parts import complete_part, validate_value
-from trainer.config.paths import locate_paths
+from trainer.config.paths import locate_paths, missing_paths
 from trainer.config.trust import (
     ENVIRONMENT,
     resolve_environment,
@@ -31,7 +32,7 @@ from trainer.config.trust import (
 from trainer.config.validate import job_of, typed_job, validate_config
 from trainer.documents import read_export_manifest, read_text
 from trainer.errors import CheckpointError, ConfigError, format_error, raise_if_any, show_value
-from trainer.layout import CONFIG, EXPORT_MANIFEST
+from trainer.layout import CONFIG, EXPORT_MANIFEST, RUNS
 from trainer.shapes import DocumentError, check_shape
 
 logger = logging.getLogger(__name__)
@@ -244,7 +245,7 @@ def read_stored_config(path: str | Path, key: str = "resume") -> tuple[Path, dic
         problem = "contains neither config.yaml nor a checkpoint" if folder.is_dir() else "no such folder"
         if folder.exists() and not folder.is_dir():
             problem = "is not a folder"
-        remedy = "Name a run folder or one of its checkpoints"
+        remedy = similar_run(folder) or "Name a run folder or one of its checkpoints"
         if (folder / "predict.py").is_file():
             problem = "contains artifacts without the run that made them"
             remedy = f"Run the folder's own script: python {folder / 'predict.py'}"
@@ -255,6 +256,19 @@ def read_stored_config(path: str | Path, key: str = "resume") -> tuple[Path, dic
         except CheckpointError as error:
             _warn_of_copy(error.messages[0])
     return existing[-1], parse_stored_config(read_text(existing[-1], _ANOTHER_COPY), str(existing[-1]))
+
+
+def similar_run(folder: Path) -> str:
+    """Return the remedy for a run that does not exist: the newest one of this `run.name`, or of a similar name."""
+    above = folder.parent if folder.parent.name else RUNS
+    if folder.exists():
+        return ""
+    names: list[str] = []
+    with suppress(OSError):  # there is no such folder, or it cannot be read
+        names = sorted((item.name for item in above.iterdir() if (item / CONFIG).is_file()), reverse=True)
+    named = [name for name in names if name == folder.name or name.endswith(f"_{folder.name}")]
+    near = named or get_close_matches(folder.name, names, n=1)
+    return f"Did you mean {above / near[0]}" if near else ""
 
 
 @cache
@@ -303,6 +317,32 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
     for path, value in pairs:
         set_value(changed, path, value)
     return unresolved(changed)
+
+
+def override_problems(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return the errors that changes of a stored config cause, and those of files of data that do not exist.
+
+    Args:
+        config: The stored config.
+        pairs: The full key and the value of each change.
+    """
+    known, right = known_keys(config), [pair for pair in pairs if is_known(config, pair[0])]
+    problems = [known.unknown(path, value) for path, value in pairs if not is_known(config, path)]
+    if not right:
+        return problems, []
+    own, changed = frozenset(validate_config(config, known)), with_overrides(config, right)
+    problems += [each for each in validate_config(changed, known_keys(changed)) if each not in own]
+    return problems, explicit_missing_data(changed, [path for path, _ in right])
+
+
+def explicit_missing_data(config: Mapping[str, Any], keys: Collection[str]) -> list[str]:
+    """Return the messages about files of data that do not exist and that some keys of a config name."""
+    data = config.get("data")
+    if not isinstance(data, Mapping):
+        return []
+    # Alone: a split of an evaluation may have the file of another one.
+    named = {key: value for key, value in data.items() if key == "_target_" or f"data.{key}" in keys}
+    return missing_paths({"data": named}, jobs.TrainJob)[0]
 
 
 def known_keys(config: Mapping[str, Any]) -> KnownKeys:

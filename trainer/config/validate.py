@@ -107,7 +107,7 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
         for key, item in value.items()
     }
     flat |= config
-    yield from _validate_syntax(flat)
+    yield from validate_syntax(flat)
     yield from validate_devices(config)
     yield from _validate_prediction(flat)
     yield from _validate_folds(flat)
@@ -129,7 +129,8 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
     yield from _validate_overrides(config)
 
 
-def _validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
+def validate_syntax(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of texts that must have a form: devices, checkpoints, splits, names of folders."""
     for key, (pattern, problem) in SYNTAX.items():
         value = flat.get(key)
         if isinstance(value, str) and not re.fullmatch(pattern, value):
