@@ -39,6 +39,8 @@ from trainer.report.mistakes import mistake_section
 from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
 from trainer.report.statistics import Baseline, measure_baseline
 
+_INTERVALS = "In parentheses: the 95% interval."
+
 _MAX_NAMED_KEYS = 3
 """Runs that differ in at most this many keys are named by them."""
 
@@ -220,9 +222,9 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     monitor = str(monitor_of(runs) or "score")
     comparisons = compare_with_best(runs, monitor)
     sections = [
-        Section("Runs, best first", tables=[_ranking(runs, differing, monitor, comparisons)]),
-        curve_section(runs),
+        Section("Runs, best first", _INTERVALS, tables=[_ranking(runs, differing, monitor, comparisons)]),
         answer_comparison(runs, comparisons),
+        curve_section(runs),
         evaluation_section(runs),
         data_section(runs),
         artifact_section(runs),
@@ -296,7 +298,7 @@ def _ranking(
         "folder",
         *keys,
         f"validation {words(metric)}",
-        *(["the best against it"] if any(against) else []),
+        *(["difference of the best run"] if any(against) else []),
         f"test {words(metric)}",
         "best step",
         "training time",
@@ -315,4 +317,4 @@ def _ranking(
         values = [*(_value(record, key) for key in keys), value, *([difference] if any(against) else [])]
         rank = [f"#{len(rows) + 1}"] if len(runs) > MAX_NAMED else []
         rows.append([*rank, folder, *values, test, best.get("step"), time, end])
-    return Table("Ranked by the validation score", columns, rows)
+    return Table("Ranked by the validation score", columns, rows, is_stacked=True)

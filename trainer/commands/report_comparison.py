@@ -74,8 +74,12 @@ def decide(comparisons: Sequence[Comparison], monitor: str) -> str:
         return f"This decides nothing: on {rows}, no difference from {name} is shown: {numbers}."
     better = sum((each.metric or {})["verdict"] == "better" for each in known)
     unknown = len(comparisons) - len(known)
-    text = f"It is better than {counted(better, 'other run', of=len(known))} on the same {known[0].rows} {SPLIT} rows"
-    text += "." if better == len(known) else "; against the rest, no difference is shown."
+    on_rows = f"on the same {known[0].rows} {SPLIT} rows"
+    if better:
+        text = f"It is better than {counted(better, 'other run', of=len(known))} {on_rows}"
+        text += "." if better == len(known) else "; against the rest, no difference is shown."
+    else:
+        text = f"This decides nothing: {on_rows}, no difference from the other {counted(len(known), 'run')} is shown."
     return text + (f" {unknown} cannot be compared without predictions of the same rows." if unknown else "")
 
 

@@ -104,8 +104,11 @@ def describe_input(task: Task, row: Mapping[str, Any]) -> dict[str, str]:
         `text`, `image` (a small PNG in base64) or `columns` (a line `name: value` for each column); else nothing.
     """
     if (texts := getattr(task, "texts", None)) is not None:
-        text = " | ".join(texts.tokenizer.decode(list(row[name])) for name in _TEXTS if name in row)
-        return {"text": shorten(text, _LENGTH)}
+        parts = [np.asarray(row[name]) for name in _TEXTS if name in row]
+        if "token_type_ids" in row:  # both texts of a pair are in one row
+            types = np.asarray(row["token_type_ids"])
+            parts = [parts[0][types == number] for number in (0, 1)]
+        return {"text": shorten(" | ".join(texts.tokenizer.decode(part.tolist()) for part in parts), _LENGTH)}
     if (images := getattr(task, "images", None)) is not None and "pixels" in row:
         return {"image": _draw(np.frombuffer(row["pixels"], np.uint8).reshape(*images.size, images.channels))}
     if (table := getattr(task, "table", None)) is not None:

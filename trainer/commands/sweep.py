@@ -203,8 +203,8 @@ def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspe
     if not any(result.reason for result in results.values()):
         names, jobs = names[:-1], [job[:-1] for job in jobs]
     note = (
-        "mean: the monitored metric over seeds and folds. With three jobs or more, it has a 95 % interval by Student's "
-        "t distribution."
+        "mean: the monitored metric over seeds and folds; sd: its standard deviation. With three jobs or more, the "
+        "mean has a 95 % interval by Student's t distribution."
     )
     all_shown, some_shown = f"The {counted(num_errors, 'row')}", f"The first {_MAX_SHOWN} of {num_errors:,} rows"
     count = all_shown if num_errors <= _MAX_SHOWN else some_shown
@@ -213,13 +213,13 @@ def _page(folder: Path, results: Mapping[str, JobResult], num_errors: int, suspe
         f"into the column correction of that file, and train with data.corrections={folder / LABEL_ERRORS}."
     )
     sections = [
-        Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows))]),
+        Section("Settings", note, tables=[Table("Best first", *displayed_table(columns, rows), is_stacked=True)]),
         Section(
             "Likely wrong labels, contradictions and hard rows",
             suspect,
             tables=[suspects],
         ),
-        Section("Jobs", tables=[Table("All jobs", names, jobs)]),
+        Section("Jobs", tables=[Table("All jobs", names, jobs, is_stacked=True)]),
     ]
     return Page(
         f"Sweep {folder.name}", f"over {', '.join(keys)}" if keys else "", describe_best(columns, rows), [], sections
@@ -239,7 +239,7 @@ def _suspect_table(
 
     columns = [
         *("finding", "file and row", "input", "label", "proposed correction"),
-        *("probability of the label", "of the proposed one", "loss", "your correction"),
+        *("probability of the label", "probability of the correction", "loss", "your correction"),
     ]
     rows: list[list[object]] = []
     for finding, file, number, *rest, correction in errors[:_MAX_SHOWN]:

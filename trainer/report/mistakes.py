@@ -182,7 +182,7 @@ def _worst_tables(file: Path, kind: str) -> Iterator[Table]:
         read = show_input(inputs.get(row["row"], {}))
         rows.append([read, target, answer, row["confidence"], row["loss"], place or row["row"]])
     last = "file and row" if any(row["file"] is not None for row in worst) else "row"
-    columns = ["input", "target", "answer", "confidence", "loss", last]
+    columns = ["input", "target", "cosine" if kind == "similarity" else "answer", "confidence", "loss", last]
     kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
     cells = [[row[index] for index in kept] for row in rows]
     names = [columns[index] for index in kept]

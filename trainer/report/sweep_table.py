@@ -231,4 +231,5 @@ def describe_best(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     setting = ", ".join(f"{key}={best[key]}" for key in columns[: -len(_COLUMNS)] if best[key] != "")
     interval = "no interval" if best["low"] is None else f"95 % interval {best['low']:.4f} to {best['high']:.4f}"
     jobs = counted(int(str(best["jobs"])), "job")
-    return f"Best: {setting or 'the only setting'} with validation {best['metric']} {mean:.4f} ({jobs}, {interval})."
+    title = f"Best: {setting} with" if setting else "The only setting:"
+    return f"{title} validation {best['metric']} {mean:.4f} ({jobs}, {interval})."
