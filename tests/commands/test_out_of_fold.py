@@ -51,7 +51,7 @@ def test_a_sweep_over_folds_predicts_every_row_once(tmp_path: Path, capsys: pyte
         check_page(page)
         assert "Likely wrong labels, contradictions and hard rows" in page
         for number in wrong:  # with its text, its label, and the other class
-            (row,) = re.findall(rf"<tr>(?:(?!</tr>).)*train\.csv:{number}<.*?</tr>", page, re.DOTALL)
+            (row,) = re.findall(rf"<tr[^>]*>(?:(?!</tr>).)*train\.csv:{number}<.*?</tr>", page, re.DOTALL)
             text, _, label = lines[number].rpartition(",")
             cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
             assert cells[2:5] == [text, label, "tool" if label == "animal" else "animal"]
