@@ -2,8 +2,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.launched import is_running
+from tests.support.processes import PATIENCE
 from trainer.data.batch_plan import BatchIndices, BatchPlan, split_batch
 from trainer.data.batches import Batches, EvaluationBatches, LoaderOptions, TrainLoader
 from trainer.data.order import GroupSampler
@@ -186,6 +191,26 @@ def test_a_sample_draws_new_numbers_each_time_that_an_epoch_has_it() -> None:
     pairs = [pair for ids, values in drawn[:4] for pair in zip(ids, values, strict=True)]
     assert len({sample for sample, _ in pairs}) < 23 == len({value for _, value in pairs})
     assert noise(2) == drawn
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_server_of_processes_loads_batches_and_ends_with_the_main_process(tmp_path: Path) -> None:
+    script = tmp_path / "forkserver_workers.py"
+    script.write_text(
+        "import multiprocessing, os, signal\n"
+        "from tests.data.test_batches import steps\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('forkserver')\n"
+        "    stream = steps(0, 8, workers=1)\n"
+        "    next(stream)\n"
+        "    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    # The output is complete when no process holds its pipe.
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=PATIENCE, env=environment, check=False)
+    assert len(done.stdout.split()) == 1, done.stderr.decode()
+    assert not is_running(int(done.stdout))
 
 
 def test_a_worker_has_ended_when_its_loss_is_reported() -> None:

@@ -6,7 +6,6 @@ of starting a new interpreter. All else is the launcher's own: environment, pipe
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -108,8 +107,6 @@ class _Forked(subprocess.Popen[bytes]):
                 if number > 2 and number not in (*pass_fds, resource_tracker.getfd()):
                     with suppress(OSError):  # the folder that was listed
                         os.close(number)
-            # The server has made itself the default way to start processes, such as a loader's workers.
-            multiprocessing.set_start_method("fork", force=True)
             os.environ.clear()
             os.environ.update(env)
             Path("/proc/self/comm").write_text(f"rank-{env['RANK']}")

@@ -82,6 +82,8 @@ def run_command(
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     os.chdir(folder)
     os.environ.update(variables)
+    # The server has made itself the default way to start processes, such as a loader's workers.
+    multiprocessing.set_start_method("fork", force=True)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

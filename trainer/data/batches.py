@@ -315,11 +315,22 @@ def _init_worker(parent: int, _: int) -> None:
     """Ignore signals in a worker: the main process handles them, and still needs its workers to finish the step.
 
     A worker ends with the main process, also if that is killed before the worker is ready: torch would then take the
-    process that adopts the worker for the main process.
+    process that adopts the worker for the main process. With the start method `forkserver`, the parent of a worker is
+    the server, which runs as long as a worker does.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent_thread(parent)
+    if multiprocessing.get_start_method() == "forkserver":
+        threading.Thread(target=_end_with_main_process, daemon=True).start()
+    else:
+        end_with_parent_thread(parent)
+
+
+def _end_with_main_process() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None, "only workers wait for their main process"
+    main.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @atexit.register
