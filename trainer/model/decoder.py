@@ -64,6 +64,7 @@ class Decoder(TokenTransformer):
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
     ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
     causal: ClassVar[bool] = True
+    gelu = "tanh"
 
     @validated(
         HEADS_DIVIDE_DIM,
@@ -104,11 +105,9 @@ class Decoder(TokenTransformer):
             hidden=hidden,
             dropout=dropout,
             pooling=pooling,
-            gelu="tanh",
         )
         self.tied = tied
         self.cached = output_level == "token" and num_token_types == 1
-        self._initialize()
 
     def forward(
         self,

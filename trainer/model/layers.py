@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.constraints import BelowOne, Count, Rule
+from trainer.constraints import BelowOne, Count, Rule, validated
 from trainer.deferred_logits import DeferredLogits, defer_logits
 from trainer.model.attention import attend, same_sample, sample_starts
 
@@ -117,33 +117,24 @@ class TransformerBlock(nn.Module):
 class TokenTransformer(nn.Module):
     """The modules that `TextEncoder` and `Decoder` share: embeddings, blocks, a final norm and a linear head.
 
-    Args:
-        vocab_size: Number of token ids.
-        num_outputs: Number of outputs, C; None makes the head the identity.
-        max_length: Number of positions.
-        output_level: `sample` for one output per sample, `token` for one output per token.
-        num_token_types: Number of token types; with several, each token's type has an embedding too.
-        dim: Width of the hidden states, D.
-        depth: Number of blocks.
-        heads: Number of attention heads; divides `dim`.
-        hidden: Width of the feed-forward layers.
-        dropout: Dropout probability on embeddings and in blocks.
-        pooling: How the tokens of a sample become one vector.
-        gelu: The GELU of the blocks; see `TransformerBlock`.
+    `TextEncoder` describes the arguments.
 
     Attributes:
+        gelu: The GELU of the blocks; see `TransformerBlock`.
         defer_logits: See `DefersLogits`.
     """
 
+    gelu: ClassVar[Literal["none", "tanh"]] = "none"
     defer_logits = False
 
+    @validated(HEADS_DIVIDE_DIM)
     def __init__(
         self,
         vocab_size: int,
         num_outputs: int | None,
         max_length: int,
-        output_level: Literal["sample", "token"],
-        num_token_types: int,
+        output_level: Literal["sample", "token"] = "sample",
+        num_token_types: int = 1,
         *,
         dim: Count,
         depth: Count,
@@ -151,7 +142,6 @@ class TokenTransformer(nn.Module):
         hidden: Count,
         dropout: BelowOne,
         pooling: Pooling,
-        gelu: Literal["none", "tanh"] = "none",
     ) -> None:
         super().__init__()
         self.output_level = output_level
@@ -161,9 +151,15 @@ class TokenTransformer(nn.Module):
         self.position_embedding = nn.Embedding(max_length, dim)
         self.token_type_embedding = nn.Embedding(num_token_types, dim) if num_token_types > 1 else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, hidden, dropout, gelu=gelu) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, hidden, dropout, gelu=self.gelu) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Identity() if num_outputs is None else nn.Linear(dim, num_outputs)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for embedding in (self.token_embedding, self.position_embedding, self.token_type_embedding):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return the sum of token, position and type embeddings after dropout, (R, L, D)."""

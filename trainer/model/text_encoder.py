@@ -1,13 +1,12 @@
 """A pre-norm transformer encoder over tokens, with a linear head on samples or on tokens."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.constraints import BelowOne, Count, validated
 from trainer.deferred_logits import DeferredLogits
-from trainer.model.layers import HEADS_DIVIDE_DIM, TokenTransformer
+from trainer.model.layers import TokenTransformer
 
 
 class TextEncoder(TokenTransformer):
@@ -45,39 +44,6 @@ class TextEncoder(TokenTransformer):
     levels: ClassVar[tuple[str, ...]] = ("sample", "token")
     ends_with_head: ClassVar[tuple[str, ...]] = ("tokens",)
     causal: ClassVar[bool] = False
-
-    @validated(HEADS_DIVIDE_DIM)
-    def __init__(
-        self,
-        vocab_size: int,
-        num_outputs: int | None,
-        max_length: int,
-        output_level: Literal["sample", "token"] = "sample",
-        num_token_types: int = 1,
-        *,
-        dim: Count,
-        depth: Count,
-        heads: Count,
-        hidden: Count,
-        dropout: BelowOne,
-        pooling: Literal["cls", "mean", "max", "last"],
-    ) -> None:
-        super().__init__(
-            vocab_size,
-            num_outputs,
-            max_length,
-            output_level,
-            num_token_types,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            hidden=hidden,
-            dropout=dropout,
-            pooling=pooling,
-        )
-        for embedding in (self.token_embedding, self.position_embedding, self.token_type_embedding):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(
         self,
