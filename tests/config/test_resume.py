@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from trainer.config import jobs, schema
+from trainer.config import jobs, schema, sections
 from trainer.config.resume import NOTES, resume_config
 from trainer.config.stored import MAY_CHANGE, config_text, parse_stored_config
 from trainer.errors import ConfigError
@@ -102,9 +102,8 @@ def test_false_is_not_zero() -> None:
 
 
 def test_list_names_existing_keys() -> None:
-    sections = schema.sections(jobs.TrainJob)
-    sections |= {"data": sections.DataKeys, "model": sections.ModelKeys}
+    types = schema.sections(jobs.TrainJob) | {"data": sections.DataKeys, "model": sections.ModelKeys}
     for path in {*MAY_CHANGE, *NOTES} - {"data.cache_dir"}:
         section, _, key = path.partition(".")
         assert section in schema.keys(jobs.TrainJob)
-        assert key in ("", "*") or key in schema.keys(sections[section])
+        assert key in ("", "*") or key in schema.keys(types[section])
