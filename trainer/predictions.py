@@ -163,20 +163,14 @@ def read_about(path: Path) -> Document:
     Raises:
         CheckpointError: It is no such file, or one of a later version.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
-    try:
+    with _damage_named(path, "cannot be read as Parquet"):
         about = parse_json((parquet.read_schema(path).metadata or {}).get(_KEY, b"null"))
-    except DocumentError as error:
-        raise _unreadable(path, f"is damaged: {error}") from error
-    except (OSError, ValueError, ArrowException) as error:
-        raise _unreadable(path, "cannot be read as Parquet") from error
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise _unreadable(path, "is not a file of predictions that this version can read")
-    try:
+    with _damage_named(path):
         check_shape(about, _ABOUT)
-    except DocumentError as error:
-        raise _unreadable(path, f"is damaged: {error}") from error
     return about
 
 
@@ -186,17 +180,14 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
     Raises:
         CheckpointError: It is no such file, it is damaged, or one of a later version.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     about = read_about(path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow, about)
-            for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
-                batch.validate(full=True)  # also that texts are UTF-8
-                yield batch
-    except (OSError, ValueError, ArrowException) as error:
-        raise _unreadable(path, "is damaged") from error
+    with _damage_named(path), parquet.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow, about)
+        for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
+            batch.validate(full=True)  # also that texts are UTF-8
+            yield batch
 
 
 def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
@@ -249,14 +240,12 @@ def read_inputs(path: Path) -> dict[int, dict[str, str]]:
     Raises:
         CheckpointError: It is no file of predictions, or it is damaged.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
-    try:
+    with _damage_named(path):
         metadata = parquet.read_metadata(path).metadata or {}
         inputs = parse_json(metadata.get(_INPUTS_KEY, b"{}"), {str: {str: str}})
         return {int(row): values for row, values in inputs.items()}
-    except (OSError, ValueError, ArrowException) as error:
-        raise _unreadable(path, "is damaged") from error
 
 
 def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyarrow.Table, Document]:
@@ -265,21 +254,29 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyar
     Raises:
         CheckpointError: It is no such file, it is damaged, or one of a later version.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     about = read_about(path)
-    try:
+    with _damage_named(path):
         schema = parquet.read_schema(path)
         _check_columns(schema, about)
         own = None if columns is None else [name for name in columns if name in schema.names]
         table = parquet.read_table(path, columns=own)
         table.validate(full=True)
         _check_classes(table, about)
+    return table, about
+
+
+@contextmanager
+def _damage_named(path: Path, problem: str = "is damaged") -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
     except DocumentError as error:
         raise _unreadable(path, f"is damaged: {error}") from error
     except (OSError, ValueError, ArrowException) as error:
-        raise _unreadable(path, "is damaged") from error
-    return table, about
+        raise _unreadable(path, problem) from error
 
 
 def _unreadable(path: Path, problem: str) -> CheckpointError:
