@@ -19,7 +19,7 @@ from trainer.protocols import Batching, Columns, EncodedColumns, Row, StateDict
 from trainer.shapes import to_json
 from trainer.task.class_names import boolean_spellings, warn_of_equal_names
 from trainer.task.numeric import Moments
-from trainer.task.supervised import InputFields
+from trainer.task.supervised import InputFields, SupervisedTask
 
 if TYPE_CHECKING:
     import pyarrow
@@ -323,6 +323,25 @@ class Table:
             types[column["kind"]](**{name: value for name, value in column.items() if name != "kind"})
             for column in state["columns"]
         ]
+
+
+class TableTask(SupervisedTask):
+    """The methods of tasks that read tables.
+
+    Attributes:
+        table: Encodes the columns.
+    """
+
+    table: Table
+
+    @property
+    def numeric(self) -> dict[str, bool]:
+        """True for a column of numbers, False for a column of categories, by column name."""
+        return self.table.numeric
+
+    def unknown_categories(self, features: Row) -> dict[str, str]:
+        """Return the categories of a row that have no feature of their own, by column name."""
+        return self.table.unknown_categories(features)
 
 
 def _is_number(name: str, arrow_type: pyarrow.DataType) -> bool:

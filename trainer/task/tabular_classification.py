@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from trainer.constraints import Count, validated
-from trainer.protocols import Inputs, Row, Target
+from trainer.protocols import Inputs, Target
 from trainer.task.class_targets import ClassTarget
-from trainer.task.supervised import SupervisedTask
-from trainer.task.table import Table
+from trainer.task.table import Table, TableTask
 
 
-class TabularClassification(SupervisedTask):
+class TabularClassification(TableTask):
     """Predict one of K classes for columns of numbers and categories.
 
     Args:
@@ -27,12 +26,3 @@ class TabularClassification(SupervisedTask):
         self.table = Table(max_categories)
         self.class_target = ClassTarget()
         super().__init__("tabular_classification/1", ("features",), self.table, self.class_target)
-
-    @property
-    def numeric(self) -> dict[str, bool]:
-        """True for a column of numbers, False for a column of categories, by column name."""
-        return self.table.numeric
-
-    def unknown_categories(self, features: Row) -> dict[str, str]:
-        """Return the categories of a row that have no feature of their own, by column name."""
-        return self.table.unknown_categories(features)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.constraints import Count, validated
-from trainer.protocols import Inputs, Row, Target
+from trainer.protocols import Inputs, Target
 from trainer.task.numeric import RegressionTarget
-from trainer.task.supervised import SupervisedTask
-from trainer.task.table import Table
+from trainer.task.table import Table, TableTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TabularRegression(SupervisedTask):
+class TabularRegression(TableTask):
     """Predict V numbers for columns of numbers and categories.
 
     Targets are standardized by the training split, and the loss compares standardized values; metrics and predictions
@@ -40,12 +39,3 @@ class TabularRegression(SupervisedTask):
     def in_units(self, values: Tensor) -> Tensor:
         """Return outputs or targets (B, V) in the user's units."""
         return self.regression_target.in_units(values)
-
-    @property
-    def numeric(self) -> dict[str, bool]:
-        """True for a column of numbers, False for a column of categories, by column name."""
-        return self.table.numeric
-
-    def unknown_categories(self, features: Row) -> dict[str, str]:
-        """Return the categories of a row that have no feature of their own, by column name."""
-        return self.table.unknown_categories(features)
