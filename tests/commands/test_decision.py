@@ -410,7 +410,7 @@ def test_training_goes_on_with_a_rule_that_is_damaged_or_becomes_stale(runs: Pat
     file.write_text("{}", encoding="utf-8")
     said("train", "resume=three", "train.duration=12")
     log = Path("three", "trainer.log").read_text(encoding="utf-8")
-    assert "trainer.commands.train: three/decision.json: is damaged: " in log
+    assert "trainer.commands.finish: three/decision.json: is damaged: " in log
 
     file.write_text(intact, encoding="utf-8")
     _, notes = said("eval", "run=three", "checkpoint=step-12")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +27,6 @@ from trainer.commands.run_folders import (
 )
 from trainer.commands.run_log import (
     log_early_stop,
-    log_result,
     log_sparsity,
     log_start,
     log_stop,
@@ -40,28 +38,23 @@ from trainer.config.jobs import TrainJob
 from trainer.config.resume import resume_config
 from trainer.config.stored import config_text, parse_stored_config
 from trainer.config.trust import names_environment, resolve_environment
-from trainer.display import displayable
 from trainer.distributed.environment import is_first_rank, is_rank, note_run_folder, num_processes
 from trainer.distributed.launch import launch
 from trainer.durations import parse_time
 from trainer.errors import (
     CheckpointError,
-    ConfigError,
     DivergedError,
     Interrupted,
-    ProofError,
     ReportedError,
     TrainerError,
 )
-from trainer.files.atomic_io import set_aside, write_text
+from trainer.files.atomic_io import write_text
 from trainer.layout import (
     CHECKPOINTS,
     CONFIG,
     DIVERGED,
-    EVALUATIONS,
     LR_RANGE,
     METRICS,
-    REPORT,
     TENSORBOARD,
     Document,
     expand_home,
@@ -73,7 +66,6 @@ from trainer.report.events import read_events
 from trainer.report.screen import Display, Lines, open_screen
 from trainer.shapes import to_json
 from trainer.signals import StopSignals
-from trainer.validation_sets import VALIDATION, file_stem, validation_splits
 
 if TYPE_CHECKING:
     from trainer.builders.training import Training
@@ -313,7 +305,9 @@ def _train(
         signals.raise_if_received()
         log_early_stop(training)
         log_sparsity(training)
-        _finish(job, folder, training, console, board)
+        from trainer.commands.finish import finish  # now, because it loads what training does not need
+
+        finish(job, folder, training, console, board)
 
 
 def _open_saver(job: TrainJob, folder: Path, ranks: Ranks, stack: ExitStack) -> Saver | None:
@@ -430,67 +424,3 @@ def _save_divergence(divergence: DivergenceReport, *, text: str, folder: Path, s
     except CheckpointError as error:
         return f"  The report of the divergence could not be saved: {error}"
     return f"  Report: {bundle}. Replay it with: trainer verify {run_argument('run', folder)}"
-
-
-def _keep_changes(file: Path, is_own: Callable[[Path], bool]) -> None:
-    """Rename a file that the run is about to write if the user has written or changed it: training must not fail."""
-    if kept := set_aside(file, is_own):
-        logger.warning("%s: was not written by trainer, or has been changed since; it is kept as %s", file, kept.name)
-
-
-def _finish(job: TrainJob, folder: Path, training: Training, console: Console, board: TensorBoard | None) -> None:
-    """Evaluate and export the best checkpoint, as `trainer eval` and `trainer export` would."""
-    from trainer.builders.checkpointed import load_checkpointed_model, resolve_split, save_model
-    from trainer.builders.data import set_limits
-    from trainer.commands.decision import with_kept_rule
-    from trainer.commands.eval import evaluate_split, is_evaluation, print_scores
-    from trainer.commands.export import export_artifacts, print_artifacts, print_sparsity
-    from trainer.commands.report import write_page
-    from trainer.commands.run_folders import read_run
-    from trainer.predictions import is_predictions, predictions_file
-    from trainer.report.page import is_own_page
-
-    checkpoint = "last" if training.state.best is None else "best"
-    with phase("scoring the best weights"):
-        best = load_checkpointed_model(folder, None, checkpoint=checkpoint, weights="auto", device=job.device)
-        # The data may have been moved since the checkpoint was saved.
-        best = replace(best, job=replace(best.job, data=job.data))
-        try:
-            best = with_kept_rule(best)
-        except CheckpointError as error:  # training must not fail: its result needs no rule
-            logger.warning("%s", error)
-        set_limits(job.data)
-        sets = validation_splits(best.encoded.splits)
-        split = "test" if "test" in best.encoded.splits else resolve_split(VALIDATION, best.job)
-        _keep_changes(folder / REPORT, is_own_page)
-        evaluations = {}
-        for each in dict.fromkeys((*sets, split) if job.eval.predictions else (split,)):
-            file = folder / EVALUATIONS / f"{file_stem(each)}.json"
-            _keep_changes(file, is_evaluation)
-            _keep_changes(predictions_file(file), is_predictions)
-            keeps = job.eval.predictions
-            evaluations[each] = evaluate_split(best, each, best.encoded, "fp32", {}, keeps_predictions=keeps)
-    run, state, values = training.run, training.state, evaluations[split].values
-    run.log("eval", state.step, {"split": split, "weights": best.weights, "best_step": best.step, **values})
-    if board is not None:
-        log_result(board, best, split, values, state.step)
-    if job.logger.console != "none":
-        shown = evaluations if len(sets) > 1 else {split: evaluations[split]}
-        print_scores(console, best, *shown.values())
-    save_model(best)
-    try:
-        artifacts = export_artifacts(best, job.export, split)
-    except (ConfigError, ProofError):
-        # Everything else that the run has produced must be visible.
-        with phase("writing the report"):
-            write_page(folder / REPORT, [read_run(str(folder))])
-        raise
-    run.log("end", state.step, {"formats": [artifact.name for artifact in artifacts]})
-    if job.logger.console != "none":
-        if job.prune is not None:
-            print_sparsity(console, best.origin["pruning"])
-        print_artifacts(console, artifacts)
-    with phase("writing the report"):
-        write_page(folder / REPORT, [read_run(str(folder))])
-    if job.logger.console != "none":
-        console.out(f"report in {displayable(str(folder / REPORT))}", highlight=False)
