@@ -184,7 +184,7 @@ def test_verdict_and_rows_that_changed_sides(tmp_path: Path, capsys: pytest.Capt
 
     print_comparison(open_console("plain"), "test", compared, ("A", "B"), "accuracy")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("test: B is better than A: accuracy +0.4833, 95% interval +0.4")
+    assert lines[-1].startswith("test: B is better than A: accuracy +0.4833, 95% interval +0.4")
     assert "test: 149 rows changed sides: 2 correct only in A and 147 correct only in B; the first:" in lines
     assert any(line.split() == ["my.csv,", "2", "a", "b", "a"] for line in lines)
     assert compare_rows(right, left)["test"]["metrics"]["accuracy"]["verdict"] == "worse"

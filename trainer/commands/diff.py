@@ -48,11 +48,11 @@ def run(job: DiffJob, config: Document) -> None:
         else:
             print_indented(console, "", f"{title}: equal")
         console.out("", highlight=False)
+    print_indented(console, "", _describe_steps(document["steps"]))
     names = document["left"], document["right"]
     for split, compared in document["rows"].items():
-        print_comparison(console, split, compared, names, document["monitor"])
         console.out("", highlight=False)
-    print_indented(console, "", _describe_steps(document["steps"]))
+        print_comparison(console, split, compared, names, document["monitor"])
 
 
 def _run_sweeps(job: DiffJob) -> None:

@@ -215,7 +215,7 @@ def _are_correct(table: pyarrow.Table) -> np.ndarray | None:
 
 
 def print_comparison(console: Console, split: str, compared: Document, names: tuple[str, str], monitor: str) -> None:
-    """Print the verdict on a split, the metrics with their differences, and the first rows that changed sides.
+    """Print the metrics of a split with their differences, the first rows that changed sides, and last the verdict.
 
     Args:
         console: The console.
@@ -229,8 +229,6 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
     if not metrics:
         print_indented(console, "", f"{split}: no metric of the {compared['rows']} rows can be compared")
         return
-    name = next(iter(metrics))
-    print_indented(console, "", f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}")
     if count := compared.get("corrected"):
         note = f"{counted(count, 'row', 'has')} another class in one of the runs"
         scored = "both runs are scored with the corrected one, without the loss"
@@ -248,6 +246,8 @@ def print_comparison(console: Console, split: str, compared: Document, names: tu
         print_indented(console, "  ", f"not compared: {', '.join(keys)}: {reason}.")
     if changed := compared.get("changed"):
         _print_changed(console, split, changed, names)
+    name = next(iter(metrics))
+    print_indented(console, "", f"{split}: {_verdict(name, metrics[name], compared['rows'], names)}")
 
 
 def _print_changed(console: Console, split: str, changed: Document, names: tuple[str, str]) -> None:
