@@ -71,8 +71,10 @@ STATE: Final = "state.json"
 """Position, score, random generators and versions of a checkpoint."""
 
 TASK: Final = "task.json"
-TRANSITIONS: Final = "transitions.json"
 """State of the fitted task (labels, tokenizer): in a checkpoint and next to the artifacts."""
+
+TRANSITIONS: Final = "transitions.json"
+"""Scores of transitions between tags, next to the artifacts of a model with a CRF."""
 
 GOLDEN_ROWS: Final = "golden.json"
 GOLDEN_ARRAYS: Final = "golden.npz"

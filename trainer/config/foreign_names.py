@@ -141,10 +141,3 @@ def foreign_name(path: str) -> ForeignName | None:
 def foreign_value(key: str, value: object) -> str | None:
     """Return the value of a key here for a value of other trainers; None if it is not known."""
     return foreign_values().get(key, {}).get(str(value))
-
-
-def as_text(value: object) -> str:
-    """Return a parsed value as it is written on the command line."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)

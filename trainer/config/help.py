@@ -51,7 +51,7 @@ def _composed(verb: str, argv: list[str]) -> tuple[Groups, dict[str, str], set[s
     valid = [item for item in line.overrides.groups if not validate_choice(item, line.job_type, line.groups, known)]
     lines = [text for item in valid for text in variants(item, line.groups)[:1]]
     _, choices = compose(line.folder, line.config_name, [*line.hydra_overrides(), *lines])
-    options = {group: _shown(option) for group, option in choices.items()}
+    options = {group: schema.as_argument(option) for group, option in choices.items()}
     return line.groups, options, {item.key_or_group for item in valid}
 
 
@@ -66,15 +66,11 @@ def _keys(job_type: type) -> Iterator[str]:
 
 
 def _table(prefix: str, values: Mapping[str, Any], declared_in: type) -> Iterator[str]:
-    rows = [(f"{prefix}{key}={_shown(value)}", schema.doc(declared_in, key)) for key, value in values.items()]
+    rows = [
+        (f"{prefix}{key}={schema.as_argument(value)}", schema.doc(declared_in, key)) for key, value in values.items()
+    ]
     width = max(len(left) for left, _ in rows)
     yield from (f"  {left:<{width}}  {doc}" for left, doc in rows)
-
-
-def _shown(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
 
 
 def _groups(
@@ -122,7 +118,7 @@ def _example(verb: str, job_type: type, folders: Groups, defaults: Mapping[str, 
 def _default_options(verb: str, folders: Groups) -> dict[str, str]:
     listed = folders.defaults(verb)
     pairs = (pair for item in listed if isinstance(item, Mapping) for pair in item.items())
-    return {str(group): _shown(option) for group, option in pairs}
+    return {str(group): schema.as_argument(option) for group, option in pairs}
 
 
 def option_summary(text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import jobs, schema, signatures
-from trainer.config.foreign_names import as_text, foreign_name
+from trainer.config.foreign_names import foreign_name
 from trainer.config.groups import OWN, Groups
 from trainer.documents import flatten
 from trainer.errors import format_error
@@ -122,7 +122,7 @@ class KnownKeys:
         groups = {*schema.groups(self.job_type), *jobs.preset_groups(self.job_type)}
         if foreign is None or not foreign.fits({*dict(flatten(self.tree)), *groups}):
             return ""
-        text = None if value is _ABSENT else as_text(value)
+        text = None if value is _ABSENT else schema.as_argument(value)
         is_itself = path in foreign.names.split() and foreign.translate(text) is not None
         of_section = "." in path and top in self.tree and not foreign.override.startswith(f"{top}.")
         return "" if of_section and not is_itself and self._is_near(path) else foreign.remedy(text)

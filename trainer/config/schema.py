@@ -120,6 +120,13 @@ def defaults(job_type: type) -> dict[str, Any]:
     return values
 
 
+def as_argument(value: object) -> str:
+    """Return the value of a key as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
 def as_overrides(section_type: type) -> str:
     """Return the keys of a section with their defaults, in the syntax of the command line."""
     return "{" + ", ".join(f"{name}: {value}" for name, value in defaults(section_type).items()) + "}"
