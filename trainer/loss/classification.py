@@ -1,4 +1,4 @@
-"""Shared parts of the losses over classes: class weights, label smoothing, focusing and ignored targets combine.
+"""Shared parts of the losses over classes: class weights, label smoothing, focusing and ignored targets together.
 
 Notation: C classes, class probabilities p (softmax of a row's logits), class weights w, label smoothing e, a target y.
 
