@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from trainer.builders.instantiate import instantiate, locate, parameters
 from trainer.builders.training import build_training
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.cli import VERBS
-from trainer.config.compose import compose, plain, register_defaults
+from trainer.config.compose import apply_overrides, compose, plain, register_defaults
 from trainer.config.groups import Groups
 from trainer.config.jobs import PRESET_GROUPS, TrainJob
+from trainer.config.overrides import parse_overrides
 from trainer.config.schema import option_keys
 from trainer.config.sections import DataKeys
 from trainer.config.signatures import attribute
@@ -109,8 +111,12 @@ BY_DATA = ("image_classification", "token_classification", "sentence_embedding")
 
 @cache
 def job_of(*overrides: str) -> TrainJob:
+    """Return the job of choices of options and values; as in a command, only the choices are composed by Hydra."""
     register_defaults()
-    config, _ = compose(CONF, "train", list(overrides))
+    chosen = [override for override in overrides if override.partition("=")[0] in (*GROUPS, *PRESET_GROUPS)]
+    config, _ = compose(CONF, "train", chosen)
+    parsed, problems = parse_overrides([override for override in overrides if override not in chosen])
+    assert [*problems, *apply_overrides(config, parsed)] == []
     values, unresolved = plain(config)
     assert unresolved == []
     return job_from_config(values)
@@ -212,7 +218,7 @@ def test_every_part_repeats_to_the_last_bit_on_a_gpu(group: str, folder: Path) -
 
 def check_training(option: str, folder: Path, *overrides: str) -> Snapshot:
     """Train a small model with an option, check the run, and return its last checkpoint."""
-    job = job_of(*small_overrides(option, folder), *overrides)
+    job = small_job(option, folder, *overrides)
     saved: list[Snapshot] = []
     report = Recorded()
     with ExitStack() as closing:
@@ -230,6 +236,17 @@ def check_training(option: str, folder: Path, *overrides: str) -> Snapshot:
     (first, *_) = [values for event, _, values in report.events if event == "train"]
     assert first["grad_norm"] > 0
     return saved[-1]
+
+
+def small_job(option: str, folder: Path, *overrides: str) -> TrainJob:
+    """Return a job of three steps with an option on small data."""
+    small, group = small_overrides(option, folder), option.split("/")[0]
+    if group in ("task", "model"):  # on which defaults of other parts depend
+        return job_of(*small, *overrides)
+    # One composition serves the options of a group.
+    part = getattr(job_of(option.replace("/", "="), *fitting(option)), group)
+    others = [each for each in small if each.partition("=")[0].partition(".")[0] != group]
+    return replace(job_of(*others, *overrides), **{group: part})
 
 
 def small_overrides(option: str, folder: Path) -> list[str]:

@@ -99,7 +99,8 @@ def test_an_error_of_all_processes_is_printed_once(
 
 
 def test_a_process_that_loses_another_prints_one_line(job: list[str], tmp_path: Path) -> None:
-    processes = start_ranks(["train", *job, f"run.dir={tmp_path / 'run'}", "train.duration=100000"], 2, tmp_path)
+    line = ["train", *job, f"run.dir={tmp_path / 'run'}", "train.duration=100000"]
+    processes = start_ranks(line, 2, tmp_path, REPORT_SECONDS="0.1")  # the killed process reports nothing
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not events(tmp_path / "run", "train"):
         assert all(process.is_alive() for process in processes), screens(tmp_path)
         time.sleep(0.01)

@@ -45,7 +45,7 @@ class Rule:
 
     def names(self) -> frozenset[str]:
         """Return the parameters that the condition reads."""
-        return frozenset(_free_names(_parsed(self.condition))) - _FUNCTIONS.keys()
+        return _names_in(self.condition)
 
     def fault(self, parameters: Collection[str]) -> tuple[str, str] | None:
         """Return why the rule cannot be checked for a part with these parameters, and the remedy; None if it can."""
@@ -134,6 +134,11 @@ def _parsed(text: str) -> ast.expr:
 @lru_cache(maxsize=256)
 def _compiled(text: str) -> _Expression:
     return compile_expression(_parsed(text))
+
+
+@lru_cache(maxsize=256)
+def _names_in(text: str) -> frozenset[str]:
+    return frozenset(_free_names(_parsed(text))) - _FUNCTIONS.keys()
 
 
 def _first_name(field: str) -> str:
