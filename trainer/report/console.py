@@ -171,7 +171,8 @@ def _draw_tables(
         widths = [natural[place] for place in part]
         for limits in (unbroken, least, bare):  # headers are broken before cells, and pieces are shortened last
             widths = _fit(widths, [limits[place] for place in part], room)
-        drawn = Table(title=Text(displayable(title)), title_justify="left")
+        console.print(Text(displayable(title)))  # a title of the table would be as narrow as the table
+        drawn = Table()
         for place, width in zip(part, widths, strict=True):
             justify: Literal["right", "left"] = "right" if is_right[place] else "left"
             header = _wrap(columns[place], width)
