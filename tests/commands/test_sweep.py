@@ -381,6 +381,38 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.startswith("sweep.name: contains files that are not from a run")
 
 
+def write_sweep(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True)
+    jobs = [{"name": name, "changes": {"seed": str(seed)}} for seed, name in enumerate(names)]
+    (folder / "sweep.json").write_text(json.dumps({"format": 1, "config": {"seed": 0}, "jobs": jobs}))
+
+
+@pytest.mark.parametrize("name", ["../seed-0", "/seed-0", "..", "seed-0/..", ""])
+def test_a_job_is_a_folder_of_its_sweep(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(tmp_path):
+        write_sweep(Path("sweeps/x"), name, "seed-1")
+        write_sweep(Path("sweeps/y"), "seed-0", "seed-1")
+        for command in (
+            ["report", "run=sweeps/x"],
+            ["diff", "left=sweeps/y", "right=sweeps/x"],
+            ["train", "-m", "seed=0,1", "sweep.name=x"],
+        ):
+            assert main(command) == 3
+            message = f"sweeps/x/sweep.json: is damaged: names the job {name!r}, which is no folder of the sweep."
+            assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["sweep.json", "sweep.json"]
+
+
+def test_a_sweep_contains_no_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with working_in(tmp_path):
+        for name in ("x", "y"):
+            write_sweep(Path("sweeps") / name, "seed-0")
+        Path("sweeps/x/seed-0").symlink_to(tmp_path)
+        for command in (["report", "run=sweeps/x"], ["diff", "left=sweeps/y", "right=sweeps/x"]):
+            assert main(command) == 3
+            assert "sweeps/x/seed-0: is a link, which a run folder may not contain" in capsys.readouterr().err
+
+
 def test_names_of_jobs_need_no_quotes() -> None:
     assert job_name({"loss": "focal", "optimizer.lr": "0.001"}) == "loss-focal_optimizer.lr-0.001"
     assert job_name({}) == "job"

@@ -24,7 +24,7 @@ from trainer.commands.report_sections import (
     shown_value,
     with_interval,
 )
-from trainer.commands.run_folders import RunRecord, read_runs
+from trainer.commands.run_folders import RunRecord, read_runs, refuse_links
 from trainer.commands.sweep import is_sweep_folder, write_sweep_page
 from trainer.config.jobs import ReportJob
 from trainer.config.sweep import read_jobs
@@ -71,6 +71,7 @@ def run(job: ReportJob, config: Document) -> None:
         file = Path(job.output or Path(job.run) / REPORT)
         if job.output is None:
             refuse_to_replace("run", file, force=job.force, is_own=is_own_page)
+        refuse_links(Path(job.run))
         write_sweep_page(Path(job.run), read_jobs(Path(job.run)), {}, file)
         print(escape_controls(str(file)))
         return

@@ -76,7 +76,7 @@ def claim_fixed_folder(run: RunSection) -> Path:
         CheckpointError: It cannot be created, or is no run folder.
     """
     folder = _claim_folder("run.name", fixed_folder(run))
-    _refuse_links(folder)
+    refuse_links(folder)
     return folder
 
 
@@ -100,7 +100,7 @@ def find_run_folder(path: str | None, key: str = "run") -> Path:
     for candidate in (folder, folder.parent, folder.parent.parent):
         # A run that diverged early has no checkpoint.
         if (candidate / CHECKPOINTS).is_dir() or (candidate / DIVERGED).is_dir():
-            _refuse_links(candidate)
+            refuse_links(candidate)
             return candidate
     if (folder / EXPORT_MANIFEST).is_file():
         problem = "is a folder of artifacts without its run"
@@ -118,8 +118,12 @@ def problem_of_folder(folder: Path, lack: str) -> str:
     return "is not a folder" if folder.exists() else "no such folder"
 
 
-def _refuse_links(folder: Path) -> None:
-    """Refuse a run folder with a symbolic link: every verb writes into run folders, which may come from anyone."""
+def refuse_links(folder: Path) -> None:
+    """Refuse the folder of a run or sweep with a symbolic link: verbs write into it, and it may come from anyone.
+
+    Raises:
+        CheckpointError: There is a link.
+    """
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink():

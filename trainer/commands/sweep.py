@@ -10,9 +10,9 @@ from pathlib import Path
 
 from trainer.checkpoint.lock import run_lock
 from trainer.commands.out_of_fold import FINDINGS, read_fold_inputs, write_out_of_fold
-from trainer.commands.run_folders import check_free, describe_score, read_best_score
+from trainer.commands.run_folders import check_free, describe_score, read_best_score, refuse_links
 from trainer.commands.sweep_jobs import Outcome, Start, run_here, run_in_processes
-from trainer.config.sweep import Sweep, SweepJob, changed_keys, read_jobs
+from trainer.config.sweep import Sweep, SweepJob, changed_keys, jobs_of, read_jobs
 from trainer.display import counted, print_lines
 from trainer.documents import SWEEP as SWEEP_SHAPE
 from trainer.documents import read_document
@@ -54,6 +54,7 @@ def run_sweep(sweep: Sweep, start: Start) -> int:
     check_free("sweep.name", sweep.folder)
     create_folder(sweep.folder, CheckpointError)
     with run_lock(sweep.folder):
+        refuse_links(sweep.folder)
         jobs = _record(sweep, {job.name: job.changes for job in sweep.jobs})
         waiting = [job for job in sweep.jobs if not is_complete(sweep.folder / job.name)]
         if done := len(sweep.jobs) - len(waiting):
@@ -127,7 +128,7 @@ def _record(sweep: Sweep, new: Mapping[str, Mapping[str, str]]) -> dict[str, Map
             remedy = f"Search in {show_value(old)}, or choose another sweep.name"
             problems.append(format_error("sweep.trials", "the sweep searches other values", remedy, value=new_search))
         raise_if_any(*problems)
-        jobs = {job["name"]: sweep.earlier.get(job["name"], job["changes"]) for job in stored["jobs"]}
+        jobs = {name: sweep.earlier.get(name, changes) for name, changes in jobs_of(stored, file).items()}
     jobs |= new
     document["jobs"] = [{"name": name, "changes": dict(changes)} for name, changes in jobs.items()]
     write_text(file, to_json(document, indent=1) + "\n")
@@ -184,8 +185,9 @@ def read_results(folder: Path) -> dict[str, JobResult]:
     """Return the result of each job of a sweep, by its name.
 
     Raises:
-        CheckpointError: The document of the sweep or of a job cannot be read.
+        CheckpointError: The document of the sweep or of a job cannot be read, or the folder contains a symbolic link.
     """
+    refuse_links(folder)
     return {name: _result(folder / name, changes, None) for name, changes in read_jobs(folder).items()}
 
 

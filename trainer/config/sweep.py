@@ -25,11 +25,13 @@ from trainer.config.sections import SweepSection
 from trainer.config.stored import MAY_CHANGE, complete_config, describe_change, differences
 from trainer.distributed.environment import is_rank
 from trainer.documents import SWEEP as SWEEP_SHAPE
-from trainer.documents import read_document
+from trainer.documents import read_document, unusable
 from trainer.errors import ConfigError, format_error, install
-from trainer.layout import SWEEP, SWEEPS
+from trainer.layout import SWEEP, SWEEPS, Document
+from trainer.shapes import DocumentError
 
 _MAX_NAME = 120
+_OTHER_NAME = "Choose another sweep.name"
 
 _CHANGES_RESULTS = (
     "train.duration",
@@ -163,8 +165,24 @@ def read_jobs(folder: Path) -> dict[str, Mapping[str, str]]:
     Raises:
         CheckpointError: The document of the sweep cannot be read.
     """
-    document = read_document(folder / SWEEP, SWEEP_SHAPE, "Choose another sweep.name")
-    return {job["name"]: job["changes"] for job in document["jobs"]}
+    return jobs_of(read_document(folder / SWEEP, SWEEP_SHAPE, _OTHER_NAME), folder / SWEEP)
+
+
+def jobs_of(document: Document, file: Path) -> dict[str, Mapping[str, str]]:
+    """Return the keys that each job of a sweep changes, by its name, which is the name of its folder in the sweep's.
+
+    Args:
+        document: The document of the sweep.
+        file: Its file, for messages.
+
+    Raises:
+        CheckpointError: A name leads out of the sweep's folder.
+    """
+    jobs = {job["name"]: job["changes"] for job in document["jobs"]}
+    for name in jobs:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise unusable(file, DocumentError(f"names the job {name!r}, which is no folder of the sweep"), _OTHER_NAME)
+    return jobs
 
 
 def _problems(line: CommandLine, section: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
