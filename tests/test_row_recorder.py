@@ -1,6 +1,7 @@
 """The predictions of an evaluation: they agree with its loss and metrics, for every task and layout."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from trainer.precision import Precision
 from trainer.predictions import (
     GROUP_ROWS,
     TOP,
+    Kind,
     predictions_schema,
     predictions_writer,
     read_about,
@@ -304,6 +306,48 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is damaged: .*: must be one of the classes, got 'b'"):
             read_predictions(file)
         read_predictions(write_predictions(tmp_path, kind, classes=["a", "b"], **columns))
+
+
+PAIR = {"target": ["a", "b"], "prediction": ["b", "b"]}
+STRANGE: dict[str, tuple[Kind, list[str] | None, dict[str, list[Any]], str]] = {
+    "a row without a number": ("class", ["a", "b"], {**PAIR, "row": [0, None]}, "row: must not be null"),
+    "no number of targets": ("class", None, {**PAIR, "num_targets": [1, None]}, "num_targets: must not be null"),
+    "a class that occurs twice": ("class", ["a", "b", "a"], PAIR, "classes: must not contain a name twice"),
+    "a label that is null": ("labels", None, {"target": [[None]], "prediction": [[]]}, "target: a list must not"),
+    "a number that is null": ("values", None, {"target": [[1.0]], "prediction": [[None]]}, "prediction: a list must"),
+    "a tag too few": ("tags", None, {"target": [["O", "O"]], "prediction": [["O"]]}, "a tag for each tag of the tar"),
+    "no tags": ("tags", None, {"target": [["O", "O"]], "prediction": [None]}, "a tag for each tag of the target"),
+    "no span": ("spans", None, {"target": [["0:a:x"]], "prediction": [[]]}, "must be a span such as 0:2:person"),
+    "a long position": ("spans", None, {"target": [["0:" + "9" * 5000 + ":x"]], "prediction": [[]]}, "must be a span"),
+    "a probability too few": (
+        "class",
+        ["a", "b"],
+        {**PAIR, "probabilities": [[0.5], [0.5]]},
+        "probabilities: must contain one of each class",
+    ),
+    "probabilities that differ in number": (
+        "class",
+        None,
+        {**PAIR, "probabilities": [[0.5], [0.5, 0.5]]},
+        "probabilities: must have as many numbers in each row",
+    ),
+    "classes of some probabilities": (
+        "class",
+        ["a", "b"],
+        {**PAIR, "probabilities": [[0.5], [0.5]], "top_classes": [[0], None]},
+        "top_classes: must not be null",
+    ),
+    "a rank of 0": ("similarity", None, {"prediction": [0.5], "rank": [0]}, "rank: must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_values_that_no_evaluation_writes_are_damage(name: str, tmp_path: Path) -> None:
+    kind, classes, columns, message = STRANGE[name]
+    file = write_predictions(tmp_path, kind, classes=classes, **columns)
+    for read in (lambda: read_predictions(file), lambda: [*read_batches(file, parquet.read_schema(file).names)]):
+        with pytest.raises(CheckpointError, match=f"is damaged: .*{re.escape(message)}"):
+            read()
 
 
 def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:

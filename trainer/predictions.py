@@ -35,6 +35,7 @@ The schema's metadata has one key, `trainer.predictions`, with a JSON object: `f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,9 @@ TOP: Final = 10
 
 GROUP_ROWS: Final = 4_096
 """Rows that are written at once, whatever the batches: the bytes of a file do not depend on the number of devices."""
+
+_PLACE: Final = re.compile("[0-9]{1,9}")
+"""The position of a token."""
 
 _SUFFIX = ".predictions.parquet"
 _KEY = b"trainer.predictions"
@@ -187,6 +191,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pyarrow.RecordB
         _check_columns(file.schema_arrow, about)
         for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
             batch.validate(full=True)  # also that texts are UTF-8
+            _check_values(batch, about)
             yield batch
 
 
@@ -199,22 +204,70 @@ def _check_columns(schema: pyarrow.Schema, about: Document) -> None:
         raise ValueError("the columns are not columns of predictions")
 
 
-def _check_classes(table: pyarrow.Table, about: Document) -> None:
-    """Check that all targets and predictions are classes of the metadata."""
+def _check_values(rows: pyarrow.Table | pyarrow.RecordBatch, about: Document) -> None:
+    """Check what the readers of predictions rely on; the file may come from anyone.
+
+    Raises:
+        DocumentError: A value is not one that an evaluation writes.
+    """
     import pyarrow as pa
     from pyarrow import compute
 
-    if about["classes"] is None or about["kind"] not in ("class", "labels", "tags", "spans"):
+    if len({*(about["classes"] or ())}) < len(about["classes"] or ()):
+        raise DocumentError("classes: must not contain a name twice")
+    columns = {
+        name: column if isinstance(column, pa.Array) else column.combine_chunks()
+        for name, column in zip(rows.schema.names, rows.columns, strict=True)
+    }
+    for name in ("row", "num_targets"):
+        if name in columns and columns[name].null_count:
+            raise DocumentError(f"{name}: must not be null")
+    lists = {name: column for name, column in columns.items() if pa.types.is_list(column.type)}
+    for name, column in lists.items():
+        if column.flatten().null_count:
+            raise DocumentError(f"{name}: a list must not contain null")
+    _check_probabilities(columns, about)
+    if "rank" in columns and compute.any(compute.less(columns["rank"], 1)).as_py():
+        raise DocumentError("rank: must be at least 1")
+    answers = {name: columns[name] for name in ("target", "prediction") if name in columns}
+    if about["kind"] == "tags" and len(answers) == 2:
+        sizes = [compute.list_value_length(column).fill_null(0) for column in answers.values()]
+        if compute.any(compute.and_(compute.not_equal(*sizes), answers["target"].is_valid())).as_py():
+            raise DocumentError("prediction: must have a tag for each tag of the target")
+    for name, column in answers.items() if about["kind"] in ("class", "labels", "tags", "spans") else ():
+        _check_classes(name, column, about)
+
+
+def _check_probabilities(columns: Mapping[str, Any], about: Document) -> None:
+    """Check that there is a probability of each class, or of as many classes in each row as `top_classes` has."""
+    from pyarrow import compute
+
+    lists = [columns[name] for name in ("probabilities", "top_classes") if name in columns]
+    sizes = {size for column in lists for size in compute.unique(compute.list_value_length(column)).to_pylist()}
+    sizes -= {None}
+    if len(sizes) > 1 or 0 in sizes:
+        raise DocumentError("probabilities: must have as many numbers in each row")
+    if len(lists) == 2 and sizes:
+        probabilities, top = lists
+        if top.null_count == len(top) and about["classes"] is not None and sizes != {len(about["classes"])}:
+            raise DocumentError("probabilities: must contain one of each class")
+        if top.null_count not in (len(top), probabilities.null_count):
+            raise DocumentError("top_classes: must not be null")
+
+
+def _check_classes(name: str, column: Any, about: Document) -> None:
+    """Check that all targets or predictions are classes of the metadata, and those of spans are spans."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    values = column.flatten() if pa.types.is_list(column.type) else column
+    if about["kind"] == "spans":
+        values = pa.array([split_span(each)[2] for each in values.to_pylist()], pa.string())
+    if about["classes"] is None:
         return
-    known = pa.array(about["classes"], pa.string())
-    for name in {"target", "prediction"} & {*table.column_names}:
-        column = table[name].combine_chunks()
-        values = column.flatten() if pa.types.is_list(column.type) else column
-        if about["kind"] == "spans":
-            values = pa.array([split_span(each)[2] for each in values.to_pylist()], pa.string())
-        unknown = values.filter(compute.invert(compute.is_in(values, known))).drop_null()
-        if len(unknown):
-            raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0].as_py())}")
+    unknown = values.filter(compute.invert(compute.is_in(values, pa.array(about["classes"], pa.string())))).drop_null()
+    if len(unknown):
+        raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0].as_py())}")
 
 
 def format_span(first: int, last: int, label: str) -> str:
@@ -229,7 +282,7 @@ def split_span(text: str) -> tuple[int, int, str]:
         DocumentError: The text is no span.
     """
     first, last, label = [*text.split(":", 2), "", ""][:3]
-    if not (first.isdecimal() and last.isdecimal() and label):
+    if not (_PLACE.fullmatch(first) and _PLACE.fullmatch(last) and label):
         raise DocumentError(f"must be a span such as 0:2:person, got {show_value(text)}")
     return int(first), int(last), label
 
@@ -263,7 +316,7 @@ def read_predictions(path: Path, columns: list[str] | None = None) -> tuple[pyar
         own = None if columns is None else [name for name in columns if name in schema.names]
         table = parquet.read_table(path, columns=own)
         table.validate(full=True)
-        _check_classes(table, about)
+        _check_values(table, about)
     return table, about
 
 

@@ -125,6 +125,13 @@ def test_several_outputs_and_ragged_rows(tmp_path: Path) -> None:
     assert [row[:2] for row in distances.rows] == [["output 1", 2], ["output 2", 2]]
 
 
+@pytest.mark.parametrize("numbers", [[3e38] * 4, [1.0, 1.0 + 1e-15], [-3e38, 3e38], [0.0, 5e-324]])
+def test_any_numbers_have_a_histogram(numbers: list[float], tmp_path: Path) -> None:
+    targets = [-number for number in numbers]
+    section = section_of(write_predictions(tmp_path, "values", target=targets, prediction=numbers))
+    assert "Residuals" in [figure.title for figure in section.figures]
+
+
 def test_files_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None:
     file = write_predictions(tmp_path, "class", classes=["a"], target=["a"], prediction=["a"])
     about = read_about(file)

@@ -149,3 +149,15 @@ def test_without_losses_the_worst_rows_are_the_farthest_and_the_surest(tmp_path:
     worst = find_worst(classes, "class", 5)
     assert [row["row"] for row in worst] == [2, 0]
     assert worst[0]["confidence"] == pytest.approx(0.8)
+
+
+def test_probabilities_that_are_nan_are_left_out(tmp_path: Path) -> None:
+    """Half precision may overflow."""
+    nan = float("nan")
+    columns = {"target": ["a", "a"], "prediction": ["a", "a"], "probabilities": [[nan, nan], [0.9, 0.1]]}
+    calibration = measure_calibration(
+        write_predictions(tmp_path, "class", classes=["a", "b"], **columns), "class", None
+    )
+    assert calibration is not None
+    assert calibration.counts.sum() == 1
+    assert calibration.error == pytest.approx(0.1)

@@ -17,12 +17,12 @@ def write_predictions(
     inputs: dict[int, dict[str, str]] | None = None,
     **columns: list[Any],
 ) -> Path:
-    """Write `<name>.predictions.parquet`; columns that are not given are null, except for the number of the row."""
+    """Write `<name>.predictions.parquet`; columns that are not given are null; a row has its number and one target."""
     several = any(isinstance(value, list) for value in columns.get("target", []))
     about = {"classes": classes, "split": name, "step": 8, "weights": "raw", "digest": ""}
     schema = predictions_schema(kind, several_values=several, about=about)
     count = len(next(iter(columns.values())))
-    columns = {"row": list(range(count)), **columns}
+    columns = {"row": list(range(count)), "num_targets": [1] * count, **columns}
     arrays = [
         pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(count, field.type)
         for field in schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -281,6 +281,15 @@ def rows_of_entries(column: Any) -> np.ndarray:
     """Return the row of each entry of a column of lists."""
     lengths = column.combine_chunks().value_lengths().to_numpy()
     return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def have_one_length(columns: Iterable[Any]) -> bool:
+    """Return whether the lists in all rows of these columns have one length; numbers have."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    lists = [column for column in columns if pa.types.is_list(column.type)]
+    return len({size for column in lists for size in compute.unique(compute.list_value_length(column)).to_pylist()}) < 2
 
 
 def read_numbers(column: Any) -> np.ndarray:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from trainer.intervals.class_estimates import CLASS_ESTIMATES, Share, read_indices, read_numbers, rows_of_entries
+from trainer.intervals.class_estimates import (
+    CLASS_ESTIMATES,
+    Share,
+    have_one_length,
+    read_indices,
+    read_numbers,
+    rows_of_entries,
+)
 from trainer.intervals.rank_estimates import MEDIAN_ERROR, SPEARMAN, estimate_ranked
 from trainer.intervals.resampling import Estimate, Units
 from trainer.layout import Document
@@ -54,7 +61,11 @@ def make_estimates(
         estimates["perplexity"] = lambda counts: np.exp(mean_loss(counts))
     if kind in ("class", "labels", "tags", "spans") and not table["target"].null_count:
         estimates |= CLASS_ESTIMATES[kind](table, about, units, names, is_part)
-    elif kind in ("values", "similarity") and not table["target"].null_count:
+    elif (
+        kind in ("values", "similarity")
+        and not table["target"].null_count
+        and have_one_length([table["target"], table["prediction"]])
+    ):
         estimates |= _number_estimates(read_numbers(table["prediction"]), read_numbers(table["target"]), units)
     if "rank" in table.column_names and not table["rank"].null_count:
         ranks, ones = table["rank"].to_numpy(), np.ones(len(table))

@@ -180,7 +180,7 @@ def _tag_tables(targets: Sequence[Any], predictions: Sequence[Any]) -> Iterator[
 
 def _outputs(values: Sequence[Any]) -> np.ndarray:
     """Return numbers as float64 (rows, outputs), NaN where there are none."""
-    width = max((len(value) for value in values if isinstance(value, list)), default=1)
+    width = max([1, *(len(value) for value in values if isinstance(value, list))])
     plain = [value if isinstance(value, list) else [value] for value in values]
     rows = [value if len(value) == width and None not in value else [np.nan] * width for value in plain]
     return np.array(rows, dtype=np.float64).reshape(len(rows), width)
@@ -253,8 +253,12 @@ def _token_figures(file: Path) -> Iterator[Figure]:
 
 
 def _draw_histogram(values: np.ndarray, axis: str, noun: str) -> str:
+    values = values[np.isfinite(values)]
     if not len(values):
         return ""
-    counts, edges = np.histogram(values, bins=min(30, max(5, int(np.sqrt(len(values))))))
+    low, high = float(values.min()), float(values.max())
+    least = max(1e-6, 1e-6 * max(abs(low), abs(high)))  # between neighboring numbers there is no room for bins
+    limits = (low, high) if high - low > least else (low - least, high + least)
+    counts, edges = np.histogram(values, bins=min(30, max(5, int(np.sqrt(len(values))))), range=limits)
     bars = list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.astype(float).tolist(), strict=True))
     return draw_bars(bars, axis, noun)

@@ -225,7 +225,9 @@ def measure_calibration(file: Path, kind: str, classes: Sequence[str] | None) ->
                 if name in places
             ]
             right[known] = True
-        bins = np.clip((confidences * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+        is_known = np.isfinite(confidences)  # half precision may overflow
+        confidences, right = confidences[is_known], right[is_known]
+        bins = np.clip(confidences * NUM_BINS, 0, NUM_BINS - 1).astype(np.int64)
         for line, weights in zip(sums, (None, confidences, right), strict=True):
             line += np.bincount(bins, weights, minlength=NUM_BINS)
     counts = sums[0]
@@ -344,6 +346,9 @@ def _distance(kind: str, row: Mapping[str, Any]) -> float:
     if target is None or prediction is None:
         return math.nan
     if kind in ("values", "similarity"):
-        return float(np.abs(np.subtract(target, prediction)).max())
+        if not np.size(target) or np.size(target) != np.size(prediction):
+            return math.nan
+        with np.errstate(invalid="ignore"):  # two infinite numbers
+            return float(np.abs(np.subtract(target, prediction)).max())
     probabilities = row["probabilities"]
     return max(probabilities) if kind == "class" and target != prediction and probabilities else math.nan
