@@ -82,10 +82,6 @@ _FOLDERS: Final = re.compile(r"^(?:~|\.{0,2})/.*/(?=.)|(?<![\w:/.])(?:~|\.{0,2})
 def run(job: CardJob, config: Document) -> None:
     """Write the card and print its path.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         CheckpointError: There is no such run, or it has no artifacts.
         ConfigError: The file cannot be written, or is from elsewhere.

@@ -25,10 +25,6 @@ _MAX_CHARACTERS = 60
 def run(job: DiffJob, config: Document) -> None:
     """Print the differences between two runs, or between two sweeps.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         CheckpointError: There are no two runs or two sweeps to compare.
     """

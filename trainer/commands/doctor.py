@@ -66,10 +66,6 @@ _TRAINING = (
 def run(job: DoctorJob, config: Document) -> None:
     """Print a line for each check as soon as it is done.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         TrainerError: There are problems.
     """

@@ -88,10 +88,6 @@ def run(job: EvalJob, config: Document) -> None:
     """Evaluate, print a table, and write `eval/<split>.json` and the predictions in the run folder.
 
     Rows other than the run's own are compared with the training rows, and their score is stored under another name.
-
-    Args:
-        job: The checked config.
-        config: The same as plain data.
     """
     check_job(job)
     devices = num_processes(job.devices, job.device)

@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
 
 def run(job: ExportJob, config: Document) -> None:
-    """Write and prove the artifacts of a run and print the proofs; a pruned copy gets a folder of its own.
-
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-    """
+    """Write and prove the artifacts of a run and print the proofs; a pruned copy gets a folder of its own."""
     console = open_console("auto")
     with phases_shown(console):
         artifacts, pruning = export_run(job)

@@ -45,10 +45,6 @@ def run(job: GenerateJob, config: Document) -> None:
 
     Prompts are continued one by one, each from the same seed, so a text depends only on its own prompt.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         ConfigError: The run has no causal language model, or the prompt cannot be continued.
         DataError: Lines of standard input could not be continued; the others were.

@@ -42,10 +42,6 @@ _SHOWN_POINTS = 6
 def run(job: PlanJob, config: Document) -> None:
     """Print the plan of a job. Creates no run folder and writes nothing but the encoding cache.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data.
-
     Raises:
         ConfigError: The job resumes another run.
         CheckpointError: The run could not use its folder.

@@ -68,10 +68,6 @@ _NO_EMBEDDINGS = format_error(
 def run(job: PredictJob, config: Document) -> None:
     """Predict each row of the input in order: one JSON object per line, or a file.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         ConfigError: An input does not exist, or the run cannot predict it.
         CheckpointError: The run, its checkpoint or its artifact cannot be used.

@@ -22,10 +22,6 @@ _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 def run(job: PushJob, config: Document) -> None:
     """Check and list the files, then send them in one commit.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         ConfigError: The repository has no valid name, or the hub cannot be used.
         CheckpointError: There is no card, or a file of the artifacts is not what was proved.

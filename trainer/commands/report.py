@@ -57,10 +57,6 @@ _NOT_COMPARED = (
 def run(job: ReportJob, config: Document) -> None:
     """Write the page into the folder of the run or sweep or to `output`, and print its path.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         CheckpointError: There is no such run.
         ConfigError: The file cannot be written, or is from elsewhere.

@@ -15,10 +15,6 @@ from trainer.layout import Document, expand_home
 def run(job: SchemaJob, config: Document) -> None:
     """Print the schema, or write it to a file.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         ConfigError: There is no such group, or the file is no schema of this tool.
     """

@@ -20,10 +20,6 @@ _BATCH_SIZE = 32
 def run(job: ServeJob, config: Document) -> None:
     """Serve until SIGINT or SIGTERM; requests that were accepted are answered first.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data; unused.
-
     Raises:
         ConfigError: The address cannot be used, or the extra is not installed.
         CheckpointError: There is no proved artifact, it is damaged, or it does not answer in time.

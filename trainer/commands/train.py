@@ -104,10 +104,6 @@ def run(job: TrainJob, config: Document) -> Document | None:
 
     The score is the one of the best checkpoint, as its `state.json` contains it; None if no checkpoint has one.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data, to be stored.
-
     Raises:
         TrainerError: Every error that the user can fix, and every stop that the user has requested.
     """

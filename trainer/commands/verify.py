@@ -88,10 +88,6 @@ def run(job: VerifyJob, config: Document) -> None:
 
     A part that was trained on several devices is trained again in as many processes.
 
-    Args:
-        job: The checked config.
-        config: The same as plain data.
-
     Raises:
         CheckpointError: Something differs; one message for each difference.
     """
