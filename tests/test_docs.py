@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # A part of the library with all topics: its parsing, and vocabularies of all its words, take seconds.
         some = {topic: modules.split()[:2] for topic, modules in stdlib._MODULES_OF_TOPIC.items()}
         patch.setattr(stdlib, "_TOPIC", {module: topic for topic, modules in some.items() for module in modules})
+        # The sources read the same modules.
+        documented_objects = stdlib.documented_objects
+        patch.setattr(stdlib, "documented_objects", cache(lambda source: [*documented_objects(source)]))
         for command in STARTS:
             run_command(command)
         yield made

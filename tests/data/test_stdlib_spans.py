@@ -1,3 +1,6 @@
+import pytest
+
+from trainer.data import stdlib
 from trainer.data.stdlib_spans import StdlibSpans, find_calls, find_spans
 
 TEXT = "Call json.dumps(obj, cls=json.JSONEncoder) or open(path(name)) as f(x. See the module json."
@@ -26,7 +29,9 @@ def test_spans_may_be_in_each_other() -> None:
     ]
 
 
-def test_rows_are_texts_with_spans_of_every_label() -> None:
+def test_rows_are_texts_with_spans_of_every_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Finding the spans of the whole library takes seconds.
+    monkeypatch.setattr(stdlib, "_TOPIC", {"asyncio": "networking", "email": "internet", "unittest": "development"})
     source = StdlibSpans()
     rows = source.load(("text", "spans"))["validation"]
     assert rows.column_names == ["text", "spans", "row"]
