@@ -408,6 +408,22 @@ def test_metric_of_the_best_weights_is_not_accuracy_if_most_rows_have_one_class(
         assert command.single.config["checkpoint"]["monitor"] == monitor
 
 
+def test_a_column_without_a_name_is_left_out(folder: Path) -> None:
+    """It is often the index of a data frame, and a config cannot name it."""
+    rows = [f"{n % 7},{n * 3 % 11},{'yes' if n % 3 else 'no'}" for n in range(60)]
+    Path("unnamed.csv").write_text("\n".join([",size,answer", *rows]), encoding="utf-8")
+    assert main(["init", "unnamed.csv"]) == 0
+    proposal = yaml.safe_load(Path("conf/experiment/unnamed.yaml").read_text(encoding="utf-8"))
+    assert proposal["data"]["columns"]["features"] == ["size"]
+
+
+def test_lists_of_numbers_are_a_target(folder: Path) -> None:
+    rows = [{"size": n % 9, "answer": [n % 5, n % 7]} for n in range(60)]
+    Path("lists.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["init", "lists.jsonl", "target=answer"]) == 0
+    assert "task: tabular_regression" in Path("conf/experiment/lists.yaml").read_text(encoding="utf-8")
+
+
 def test_names_that_no_config_can_contain_are_refused_before_writing(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

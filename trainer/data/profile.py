@@ -321,12 +321,18 @@ def leaking_columns(table: TableProfile, features: Sequence[str], target: str) -
     names = [column.name for column in table.columns]
     leaks = Leaks()
     for row, cells in enumerate(table.first_rows):
-        values = dict(zip(names, cells, strict=True))
+        values = {name: _hashable(cell) for name, cell in zip(names, cells, strict=True)}
         leaks.add({name: values[name] for name in features}, values[target], row)
     return leaks.names()
 
 
+def _hashable(cell: object) -> object:
+    return str(cell) if isinstance(cell, list | dict) else cell
+
+
 def _kind_of(name: str, counts: Counter[str], num_cells: int) -> Kind:
+    if not name.strip():
+        return "identifier"  # often the index of a data frame; a config cannot name it
     if len(counts) < 2:
         return "constant" if counts and num_cells > 1 else "empty" if not counts else "text"
     values = list(counts)
