@@ -299,7 +299,7 @@ def _load_graph(path: Path, task: Task) -> Forward:
     from trainer.export.formats.onnx import open_session
 
     try:
-        forward, _, _ = open_session(path)
+        forward, _, _ = open_session(path, has_signals=True)
     except Exception as error:  # ONNX Runtime raises types of its own
         raise_if_no_memory(error)  # some releases compute a constant when they load it
         reason = str(error).strip().splitlines()[0]

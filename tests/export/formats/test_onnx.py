@@ -1,6 +1,7 @@
 """The ONNX graph: its file, its weights, its session."""
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def test_graph_has_readable_axes(published: Published) -> None:
     _, inputs, outputs = exporter.open_session(published.folder / "model.onnx")
     assert inputs == {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
     assert outputs == {"output": ["batch", 3]}
+
+
+def test_timed_graph_runs_in_the_thread_that_calls_it(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread takes longer than a small graph, and its time looks as if something else used the processor."""
+    forward, *_ = exporter.open_session(published.folder / "model.onnx")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise AssertionError(thread.name)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    assert forward({"input_ids": ids, "attention_mask": ids}).shape == (2, 3)
 
 
 def test_graph_is_valid_and_contains_no_path_of_this_machine(published: Published) -> None:
