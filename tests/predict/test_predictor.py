@@ -216,6 +216,12 @@ def test_nan_outside_of_padding_makes_a_row_undefined(shape: tuple[int, ...], fi
         assert find_undefined_in_artifact(output.numpy(), {"attention_mask": mask.numpy()}) == [1]
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4, 2), (3, 2, 4, 4), (3, 5, 2, 2, 2)])
+@pytest.mark.parametrize("name", ["attention_mask", "features"])
+def test_outputs_of_a_shape_that_only_their_task_knows_are_not_searched(shape: tuple[int, ...], name: str) -> None:
+    assert find_undefined(torch.full(shape, float("nan")), {name: torch.ones(3, 5)}) == []
+
+
 def test_tags_whose_outputs_are_nan_are_an_error() -> None:
     task = TokenClassification(max_length=8, vocab_size=100, tokenizer=None, lowercase=True)
     task.fit(Dataset.from_dict({"words": [["a", "b"], ["c"]], "tags": [["B-X", "O"], ["O"]]}))

@@ -191,21 +191,27 @@ class Predictor:
 
 
 def find_undefined(output: Tensor, inputs: Mapping[str, Tensor]) -> list[bool]:
-    """Return whether the outputs of each row contain NaN.
+    """Return whether the outputs of each row contain NaN; nothing for an output of any other shape, which is unknown.
 
     Args:
         output: One output of each row (B, C), of its tokens (B, T, C) or of its pairs of tokens (B, C, T, T).
         inputs: The inputs of the model, which say which tokens are padding.
     """
     undefined = output.isnan()
-    if output.ndim > 2:
+    if output.ndim != 2:
         index = inputs.get("output_index")  # of packed inputs
-        is_token = (inputs["attention_mask"] > 0 if index is None else index >= 0).to(output.device)
-        if output.ndim == 3:
+        mask = inputs.get("attention_mask") if index is None else index >= 0
+        if mask is None or mask.ndim != 2:
+            return []
+        (rows, tokens), is_token = mask.shape, (mask > 0).to(output.device)
+        if output.ndim == 3 and output.shape[:2] == mask.shape:
             undefined = undefined & is_token[..., None]
-        else:
+        elif output.ndim == 4 and (output.shape[0], *output.shape[2:]) == (rows, tokens, tokens):
             undefined = undefined & (is_token[:, None, :, None] & is_token[:, None, None, :]).triu()
-    return undefined.flatten(1).any(1).tolist()
+        else:
+            return []
+    found: list[bool] = undefined.flatten(1).any(1).tolist()
+    return found
 
 
 def _count_characters(value: object) -> int:
