@@ -144,6 +144,12 @@ def test_inputs_of_worst_rows_are_shown_if_they_are_texts_or_pictures(tmp_path: 
     assert "<summary>more columns: 1</summary>" in shown[4]
 
 
+@pytest.mark.parametrize(("target", "shown"), [(302.0, "302"), (0.5, "0.5000"), (1e300, "1.000e+300")])
+def test_a_whole_number_is_shown_without_decimals_unless_it_is_huge(target: float, shown: str, tmp_path: Path) -> None:
+    file = write_predictions(tmp_path, "values", target=[target], prediction=[0.25], loss=[1.0])
+    assert f">{shown}</td>" in render(section_of(file))
+
+
 def test_a_long_name_is_shortened_in_its_middle_and_shown_in_full_at_the_pointer(tmp_path: Path) -> None:
     names = [f"{HOSTILE} {'long' * 40} {ending}" for ending in ("one", "two")]
     columns = {"target": names, "prediction": names[::-1], "loss": [1.0, 2.0]}

@@ -43,6 +43,9 @@ _COLUMNS: Final = 10
 _TEXT: Final = 300
 """Characters of a text in a table."""
 
+_EXACT: Final = 2**53
+"""Size from which a float has no decimals, so it is shown with an exponent and not with hundreds of digits."""
+
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]{16,100000}={0,2}")
 
 
@@ -242,6 +245,6 @@ def _show_columns(lines: Sequence[str]) -> Markup:
 def _show(value: object) -> object:
     if isinstance(value, list):
         return short_name(", ".join(f"{item:.5g}" if isinstance(item, float) else str(item) for item in value))
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return int(value)  # a target of 302, not of 302.0000
     return short_name(value) if isinstance(value, str) else value
