@@ -142,7 +142,8 @@ async function start() {
   document.title = find("form").ariaLabel = model.name;
   document.querySelector("h1").textContent = model.name;
   const rows = { spans: "texts", tables: "rows of a table" }[model.rows] ?? model.rows; // spans are found in texts
-  find("about").textContent = `${model.file}: ${rows} in, ${model.answers.replace("_", " ")} out.`;
+  const answers = { masked: "words for [MASK]", next_tokens: "next tokens", values: "numbers" }[model.answers];
+  find("about").textContent = `${model.file}: ${rows} in, ${answers ?? model.answers} out.`;
   const example = model.example?.rows[0];
   const inputs = model.columns.map((column) => {
     const input = makeField(column, model.rows);
@@ -154,6 +155,7 @@ async function start() {
   });
   find("fields").className = model.rows === "tables" ? "fields" : "";
   if (!["classes", "labels", "masked", "next_tokens"].includes(model.answers)) find("top").parentElement.hidden = true;
+  if (model.answers === "next_tokens") find("top").min = find("top").value = 5; // it always answers at least five
   const shown = example ?? { [model.columns[0].name]: "<the file in base64>" };
   const quoted = JSON.stringify({ rows: [shown] }).replaceAll("'", "'\\''");
   find("curl").textContent = `curl ${location.origin}/predict -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
