@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.documents import SHAPES
 from trainer.layout import CHECKPOINTS, TASK, TOKENIZER, Document, expand_home
 from trainer.shapes import parse_json, read_bytes
 
 LABELS = "labels.json"
+AFTER_PADDING = ("camembert", "roberta", "xlm-roberta")
+"""Architectures of transformers whose first position is the id of the padding token + 1."""
 
 
 def find_tokenizer(weights: str) -> str | None:
@@ -43,3 +46,22 @@ def read_encoding(folder: Path) -> Document:
         return encoding | ({"labels": parse_json(read_bytes(labels), [str])} if labels.is_file() else {})
     except (OSError, ValueError):  # a damaged file, or another program's, says nothing
         return {}
+
+
+def count_positions(folder: Path, changes: Mapping[str, Any]) -> int | None:
+    """Return the longest sample in tokens that a model of transformers in a folder can take; None if it does not say.
+
+    Args:
+        folder: The folder with the model's `config.json`.
+        changes: Changes of the model's config.
+    """
+    try:
+        stored = parse_json(read_bytes(folder / "config.json"))
+    except (OSError, ValueError):  # reported when the model is loaded
+        return None
+    config = {**(stored if isinstance(stored, dict) else {}), **changes}
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    padding = config.get("pad_token_id", 1)
+    if not isinstance(positions, int) or not isinstance(padding, int):
+        return None
+    return positions - (padding + 1 if config.get("model_type") in AFTER_PADDING else 0)

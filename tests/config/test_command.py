@@ -1,5 +1,6 @@
 """Command lines against the config that is shipped."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from trainer.config.jobs import EvalJob, ExportJob, TrainJob, stored_sections
 from trainer.config.schema import keys
 from trainer.config.stored import config_text
 from trainer.errors import CheckpointError, ConfigError, DataError, TrainerError
+from trainer.weights_folder import AFTER_PADDING
 
 LOSSES = sorted(file.stem for file in (Path(__file__).parents[2] / "conf/loss").glob("*.yaml"))
 Composed = Callable[..., tuple[Any, dict[str, Any]]]
@@ -671,3 +673,44 @@ def test_changes_of_the_config_of_a_model_are_keys_or_a_mapping(changes: str) ->
     single = check_command("train", ["model=pretrained", "model.path=folder", changes]).single
     assert single is not None
     assert single.config["model"]["config"] == {"hidden_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "limit"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 40}, "{}", 40),
+        ({"model_type": "gpt2", "n_positions": 40}, "{}", 40),
+        ({"model_type": "roberta", "max_position_embeddings": 42, "pad_token_id": 1}, "{}", 40),
+        ({"model_type": "roberta", "max_position_embeddings": 42}, "{max_position_embeddings: 22}", 20),
+        ({"model_type": "t5"}, "{}", None),
+    ],
+)
+def test_samples_longer_than_a_model_are_refused(
+    config: dict[str, object], changes: str, limit: int | None, elsewhere: Path
+) -> None:
+    (elsewhere / "folder").mkdir()
+    (elsewhere / "folder" / "config.json").write_text(json.dumps(config))
+    (elsewhere / "tokenizer.json").touch()
+    argv = ["model=pretrained", "model.path=folder", "task.tokenizer=tokenizer.json", f"model.config={changes}"]
+    if limit is None:
+        assert check_command("train", [*argv, "task.max_length=9000"]).single
+        return
+    assert check_command("train", [*argv, f"task.max_length={limit}"]).single
+    (message,) = errors_of("train", *argv, f"task.max_length={limit + 1}")
+    assert message.startswith(f"task.max_length: must be at most {limit}, the number of positions of the model")
+
+
+def test_first_positions_are_counted_as_in_the_model() -> None:
+    from trainer.model.pretrained_attention import FAMILIES
+
+    assert sorted(AFTER_PADDING) == [name for name, family in FAMILIES.items() if family.after_padding]
+
+
+def test_micro_batches_larger_than_a_step_are_refused() -> None:
+    step = ["task.max_length=32", "train.batch_size=4"]
+    assert check_command("train", [*step, "loader.tokens=128"]).single
+    (message,) = errors_of("train", *step, "loader.tokens=129")
+    assert message == (
+        "loader.tokens: must be at most 128, as train.batch_size=4 samples have at most 32 tokens each, got 129. "
+        "Set loader.tokens=128 or less."
+    )

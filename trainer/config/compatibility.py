@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer.config import signatures
@@ -11,7 +12,9 @@ from trainer.config.metrics import declared_kind, metric_names, name_problem
 from trainer.config.signatures import part_attribute
 from trainer.constraints.annotations import literals
 from trainer.errors import did_you_mean, format_error
+from trainer.layout import expand_home
 from trainer.validation_sets import by_split, named_sets, select_monitored, set_problem, validation_of
+from trainer.weights_folder import count_positions
 
 _CACHE = "onnx_cache"
 """The format of a decoder that reads token by token."""
@@ -70,6 +73,25 @@ def validate_new_job(config: Mapping[str, Any]) -> Iterator[str]:
     if value_at(config, "loader.weights") == {} and value_at(config, "loader.sampler") == "weighted":
         remedy = "Set loader.weights={<value>:<weight>}, or loader.sampler=shuffled"
         yield format_error("loader.weights", "gives every row the same weight", remedy, value={})
+    yield from _validate_lengths(config)
+
+
+def _validate_lengths(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of samples that are longer than a model allows, and of micro-batches larger than a step."""
+    longest, path = value_at(config, "task.max_length"), value_at(config, "model.path")
+    if type(longest) is not int:
+        return
+    changes = value_at(config, "model.config")
+    folder = Path(expand_home(path)) if isinstance(path, str) else None
+    limit = None if folder is None else count_positions(folder, changes if isinstance(changes, Mapping) else {})
+    if limit is not None and longest > limit:
+        problem = f"must be at most {limit}, the number of positions of the model in model.path"
+        yield format_error("task.max_length", problem, f"Set task.max_length={limit}", value=longest)
+    tokens, batch_size = value_at(config, "loader.tokens"), value_at(config, "train.batch_size")
+    if type(tokens) is int and type(batch_size) is int and 0 < batch_size * longest < tokens:
+        step = batch_size * longest
+        problem = f"must be at most {step}, as train.batch_size={batch_size} samples have at most {longest} tokens each"
+        yield format_error("loader.tokens", problem, f"Set loader.tokens={step} or less", value=tokens)
 
 
 def value_at(config: object, key: str) -> Any:
