@@ -232,8 +232,13 @@ def test_columns_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str])
     }.items():
         assert main(["init", "a.csv", "force=true", *options]) == 0
         assert summary in capsys.readouterr().out
-    assert main(["init", "a.csv", "force=true", "target=kinds"]) == 6
-    assert "target: is no column of a.csv, got 'kinds'. Its columns are title, body" in capsys.readouterr().err
+    for name, remedy in {
+        "kinds": "Did you mean kind?",
+        "STARS": "Did you mean stars?",
+        "x": "Its columns are title, body",
+    }.items():
+        assert main(["init", "a.csv", "force=true", f"target={name}"]) == 6
+        assert f"target: is no column of a.csv, got {name!r}. {remedy}" in capsys.readouterr().err
 
 
 def test_other_columns_to_predict_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,9 @@ def test_page_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     assert "<title>one: text classification</title>" in page
     assert f"Test accuracy {evaluation['accuracy']:.4f}" in page
-    assert re.search(r"against 0\.\d{4} for always answering \w+\. The run is complete, 6 steps\.", page)
+    assert re.search(
+        r"against 0\.\d{4} for always answering \w+, the commonest here\. The run is complete, 6 steps\.", page
+    )
     assert "The run is complete, 6 steps." in page
     rows = cells(page)
     shown = next(row for row in rows if row[:1] == ["test"])

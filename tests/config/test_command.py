@@ -1,7 +1,8 @@
 """Command lines against the config that is shipped."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -673,6 +674,44 @@ def test_changes_of_the_config_of_a_model_are_keys_or_a_mapping(changes: str) ->
     single = check_command("train", ["model=pretrained", "model.path=folder", changes]).single
     assert single is not None
     assert single.config["model"]["config"] == {"hidden_size": 32}
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Run the test as a user whom the rights of folders concern."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_a_file_in_a_closed_folder_is_not_reported_as_missing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "a.csv").touch()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    closed.chmod(0)
+    request.getfixturevalue("as_nobody")
+    with pytest.raises(DataError) as caught:
+        check_command("train", ["data=files", f"data.train={closed}/a.csv"])
+    assert caught.value.messages == (
+        f"data.train: cannot be read, as the folder {closed} is closed to this user, got '{closed}/a.csv'. "
+        "Allow this user to enter the folder, or use a copy.",
+    )
+
+
+def test_a_named_set_of_images_gets_a_form_that_works() -> None:
+    idx = ["task=image_classification", "model=lenet", "data=idx", "data.train.images=i", "data.train.labels=l"]
+    for name in ("i", "l", "j", "m"):
+        Path(name).touch()
+    for override in ("data.validation.a=i", "data.validation.a.images=i"):
+        (message,) = errors_of("train", *idx, override)
+        form = message.partition("write ")[2].removesuffix(".").replace("images: <file>", "images: j")
+        assert check_command("train", [*idx, form.replace("<file>", "m")]).single
+    (message,) = errors_of("train", "data=imagefolder", "data.root=.", "data.validation.a={x: 1}")
+    assert message.endswith("Set data.validation={a: ...}.")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_broken_rows_do_not_stop_the_others(published: Published, tmp_path: Path
         "line 2: has no column 'text'. It has 'txt'",
         "line 3: broken JSON at column 10: Expecting value",
         "line 4: is empty",
-        "line 5: expected an object in JSON, got list",
+        "line 5: expected an object in JSON, got an array",
         "line 6: is not UTF-8",
         "line 7: expected a text, got list",
     ]

@@ -74,7 +74,7 @@ def test_broken_rows_do_not_stop_the_others(client: TestClient) -> None:
     assert [answers[place]["error"] for place in (1, 2, 3, 5)] == [
         "has no column 'text'. It has 'txt'",
         "is empty",
-        "expected an object in JSON, got int",
+        "expected an object in JSON, got a number",
         "expected a text, got list",
     ]
 

@@ -234,12 +234,14 @@ def test_contract() -> None:
 PARTS: dict[str, tuple[str, str, str, str]] = {
     "loss": (
         _LOSS,
+        "# Cross entropy in which sure targets count less.\n"
         "_target_: NAME.CLASS\ngamma: 2.0  # exponent of 1 - p, at least 0\n",
         "import torch",
         "testing.check_loss(CLASS(gamma=2.0), torch.randn(8, 3), torch.randint(3, (8,)))",
     ),
     "model": (
         _MODEL,
+        "# For texts: the mean of the embeddings of the tokens, and a hidden layer.\n"
         "_target_: NAME.CLASS\ndim: 64  # width of the embeddings\ndropout: 0.1  # dropout probability, in [0, 1)\n",
         "import torch",
         'ids = torch.randint(20, (3, 6))\n    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}\n'
@@ -247,6 +249,7 @@ PARTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "task": (
         _TASK,
+        "# Text classification in which every number is read as the same one.\n"
         "defaults:\n  - text_classification\n  - _self_\n_target_: NAME.CLASS\n"
         "same_numbers: true  # read every number as 0\n",
         "",
@@ -256,12 +259,13 @@ PARTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "data": (
         _DATA,
-        "_target_: NAME.CLASS\nrows: 400  # number of rows\n",
+        "# Short texts with a label, made up.\n_target_: NAME.CLASS\nrows: 400  # number of rows\n",
         "",
         'testing.check_source(lambda: CLASS(rows=200), ["text", "label"])',
     ),
     "scheduler": (
         _SCHEDULER,
+        "# Linear warmup, then a quadratic decay.\n"
         "_target_: NAME.NAME\nwarmup: 5%  # length of the warmup: steps, epochs or a share of the run\n"
         "floor: 0.01  # factor on the learning rate at the end, in [0, 1]\n",
         "from functools import partial",
@@ -269,6 +273,7 @@ PARTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "optimizer": (
         _OPTIMIZER,
+        "# RMSprop with momentum.\n"
         "_target_: NAME.NAME\nlr: 0.001  # base learning rate, greater than 0\nmomentum: 0.9  # in [0, 1)\n"
         "weight_decay: 0.0  # L2 penalty, at least 0\n",
         "from functools import partial",

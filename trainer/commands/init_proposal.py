@@ -132,17 +132,17 @@ def length_settings(num_rows: int, *, is_whole: bool = True) -> list[Setting]:
         is_whole: There are no more rows.
     """
     batch = _BATCH if num_rows >= 500 else 8 if num_rows < 100 else 16
-    epoch_steps = max(1, num_rows * 8 // 10 // batch)
+    epoch_steps = max(1, ceil(num_rows * 8 / 10 / batch))
     if epoch_steps >= _MANY_STEPS:
         epochs = 2 if is_whole else 1
-        count = f"about {epochs * epoch_steps:,}" if is_whole else f"more than {epoch_steps:,}"
+        count = f"about {epochs * epoch_steps:,}" if is_whole else f"more than {num_rows * 8 // 10 // batch:,}"
         often = Setting("train.eval_every", 500, "steps, as an epoch is long")
         return [Setting("train.duration", f"{epochs}ep", f"{count} steps"), often]
     epochs = min(30, max(3, round(_STEPS / epoch_steps)))
     patience = max(2, ceil(_PATIENCE_STEPS / epoch_steps))
     can_end_early = patience < epochs - 1
-    most = "at most " if can_end_early else ""
-    settings = [Setting("train.duration", f"{epochs}ep", f"{most}about {epochs * epoch_steps:,} steps")]
+    fewer = ", or fewer" if can_end_early else ""
+    settings = [Setting("train.duration", f"{epochs}ep", f"about {epochs * epoch_steps:,} steps{fewer}")]
     if can_end_early:
         settings.append(Setting("train.patience", f"{patience}ep", "ends the run if nothing improves for this long"))
     if batch != _BATCH:

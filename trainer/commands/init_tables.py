@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from trainer.commands.init_proposal import (
@@ -139,8 +140,10 @@ def _texts(table: TableProfile, chosen: str | None, target: str | None) -> list[
 def _column(table: TableProfile, key: str, name: str) -> ColumnProfile:
     column = next((column for column in table.columns if column.name == name), None)
     if column is None:
-        listed = ", ".join(column.name for column in table.columns)
-        raise DataError(format_error(key, f"is no column of {table.path}", f"Its columns are {listed}", value=name))
+        names = {column.name.casefold(): column.name for column in table.columns}
+        near = get_close_matches(name.casefold(), names, n=1)
+        remedy = f"Did you mean {names[near[0]]}" if near else f"Its columns are {', '.join(names.values())}"
+        raise DataError(format_error(key, f"is no column of {table.path}", remedy, value=name))
     return column
 
 

@@ -60,6 +60,8 @@ class KnownKeys:
         if override.is_delete():
             return self._validate_deletion(path)
         current = find(self.tree, path)
+        if is_named_set(path, value) and isinstance(find(self.tree, "data.validation"), Mapping):
+            return []  # its part checks the files of the set
         if override.is_add() or override.is_force_add():
             # A new key is validated with the composed config, where everything around it is known.
             exists = current is not _ABSENT and not isinstance(value, dict | list)
@@ -105,11 +107,13 @@ class KnownKeys:
             options = " or ".join(f"{parent}={option}" for option in having)
             return error(f"no {parent} is chosen", "" if self.is_stored else f"Add {options}")
         if above is None:
-            example = "..." if value is _ABSENT else value
+            example = "..." if value is _ABSENT or isinstance(value, dict | list) else value
             return error(f"{parent} is null and has no keys", f"Set {parent}={{{name}: {example}}}")
         if not isinstance(above, Mapping):
             return error(f"{parent} is a value and has no keys")
         remedy = self._remedy(parent, name, above)
+        if parent == "data.validation" and {"images", "labels"} <= above.keys() and remedy.startswith("Known"):
+            remedy = f"For a validation set of this name, write {path}={{images: <file>, labels: <file>}}"
         if path in self.presets:  # often the key of another option than the one that is chosen
             file = os.path.relpath(self.presets[path])
             remedy = f"{remedy.removesuffix('.')}. It is set in {file}: add '~{path}' to leave it out"

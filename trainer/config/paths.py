@@ -187,9 +187,23 @@ def _missing(key: str, value: str, noun: str) -> str | None:
         return None
     if os.path.exists(path):
         return format_error(key, "is a file, not a folder", "Name a folder", value=value)
+    if (closed := _closed_folder(path)) is not None:
+        remedy = "Allow this user to enter the folder, or use a copy"
+        return format_error(key, f"cannot be read, as the folder {closed} is closed to this user", remedy, value=value)
     is_usable = os.path.isdir if noun == "folder" else os.path.isfile  # no pipe and no device
     remedy = missing_path_remedy(path, is_usable)
     return format_error(key, f"no such {noun}", remedy, value=value)
+
+
+def _closed_folder(path: Path) -> Path | None:
+    """Return the nearest folder above a path that this user may not enter; None if there is none."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return next((each for each in path.absolute().parents if os.path.isdir(each)), path.parent)
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def missing_path_remedy(path: Path, is_usable: Callable[[Path], bool]) -> str:

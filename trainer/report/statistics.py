@@ -250,7 +250,10 @@ class Baseline:
 
 
 def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Baseline | None:
-    """Return the scores of the commonest class, or of the mean of the numbers; None if there is no such answer."""
+    """Return the scores of the commonest class, or of the mean of the numbers; None if there is no such answer.
+
+    The class or the mean is taken from the same rows, so no constant answer does better by accuracy or squared error.
+    """
     (targets,) = read_columns(file, "target")
     known = [target for target in targets if target is not None]
     if not known:
@@ -259,18 +262,19 @@ def measure_baseline(file: Path, kind: str, classes: Sequence[str] | None) -> Ba
         name, count = max(Counter(known).items(), key=lambda item: (item[1], str(item[0])))
         share = count / len(known)
         scores = {"accuracy": share, "macro_f1": 2 * share / (1 + share) / max(1, len(classes or {*known}))}
-        return Baseline(f"always answering {shorten_middle(name, NAME)}", scores)
+        return Baseline(f"always answering {shorten_middle(name, NAME)}, the commonest here", scores)
     if kind == "tags":
         tags = Counter(tag for row in known for tag in row)
         name, count = tags.most_common(1)[0] if tags else ("", 0)
         return Baseline(
-            f"always answering {shorten_middle(name, NAME)}", {"accuracy": count / max(1, sum(tags.values()))}
+            f"always answering {shorten_middle(name, NAME)}, the commonest here",
+            {"accuracy": count / max(1, sum(tags.values()))},
         )
     if kind == "values" and not isinstance(known[0], list):
         numbers = np.array(known, dtype=np.float64)
         distances = numbers - numbers.mean()
         scores = {"mae": np.abs(distances).mean(), "rmse": math.sqrt((distances**2).mean()), "r2": 0.0}
-        return Baseline(f"always answering the mean of the rows ({numbers.mean():.4g})", scores)
+        return Baseline(f"always answering the mean of these rows ({numbers.mean():.4g})", scores)
     return None
 
 

@@ -104,10 +104,18 @@ def stdin_lines() -> Iterator[str | None]:
     yield rest.decode("utf-8", "surrogateescape")
 
 
+def json_type(value: Any) -> str:
+    """Return what JSON calls the type of a value."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
 def pick(item: Any, columns: Row) -> Row:
     """Return the values of `columns` by their names in a row. All columns must exist; a cell may be null or empty."""
     if not isinstance(item, dict):
-        raise ValueError(f"expected an object in JSON, got {type(item).__name__}")
+        raise ValueError(f"expected an object in JSON, got {json_type(item)}")
     if absent := [column for column in column_names(columns) if column not in item]:
         raise ValueError(f"has no column {', '.join(map(repr, absent))}. It has {', '.join(map(repr, item)) or 'none'}")
     return {

@@ -26,12 +26,13 @@ class Tables:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.as_text = folder.load("rows.py")["as_text"]
+        rows = folder.load("rows.py")
+        self.as_text, self.json_type = rows["as_text"], rows["json_type"]
 
     def read_line(self, line: str) -> Row:
         row = json.loads(line)
         if not isinstance(row, dict):
-            raise ValueError(f"expected an object in JSON, got {type(row).__name__}")
+            raise ValueError(f"expected an object in JSON, got {self.json_type(row)}")
         return row
 
     def encode(self, rows: list[Row]) -> Inputs:
