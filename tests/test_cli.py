@@ -115,11 +115,21 @@ def test_help_follows_an_experiment_and_ignores_errors() -> None:
         ("fit", "Did you mean train?"),
         ("test", "Did you mean eval split=test?"),
         ("-v", "Did you mean --version?"),
+        ("--verison", "Did you mean --version?"),
+        ("my.csv", "To train on your data, write its job first: trainer init my.csv."),
     ],
 )
-def test_an_unknown_verb(verb: str, remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_verb(verb: str, remedy: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (elsewhere / "my.csv").touch()
     assert cli.main([verb]) == 2
     assert capsys.readouterr().err.startswith(f"{verb}: unknown verb. {remedy}")
+
+
+def test_help_may_be_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, same in {("help",): ["--help"], ("help", "doctor"): ["doctor", "--help"]}.items():
+        assert cli.main([*argv]) == cli.main(same) == 0
+        page = capsys.readouterr().out
+        assert page[: len(page) // 2] == page[len(page) // 2 :]
 
 
 def test_a_job_starts_and_hydra_leaves_nothing_behind(started: Started, elsewhere: Path) -> None:

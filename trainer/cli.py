@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import resource
+import shlex
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -187,6 +188,8 @@ def _print_error(error: TrainerError) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP.format(verbs="\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())), end="")
         return
@@ -227,7 +230,10 @@ def _verb_remedy(verb: str) -> str:
         foreign = foreign_name(key)
         override = (foreign and foreign.translate(value)) or f"{key}={value}"
         return f"Put the verb first, for example: trainer train {override}"
-    near = [foreign_verbs()[verb]] if verb in foreign_verbs() else get_close_matches(verb, VERBS, n=1)
+    if verb not in foreign_verbs() and os.path.exists(verb):
+        return f"To train on your data, write its job first: trainer init {shlex.quote(verb)}."
+    known = (*VERBS, "--help", "--version")
+    near = [foreign_verbs()[verb]] if verb in foreign_verbs() else get_close_matches(verb, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(VERBS)}. See trainer --help."
 
 

@@ -140,7 +140,8 @@ def find_newest_run() -> Path:
     if runs := list_runs_newest_first():
         return runs[0]
     problem = f"there is no run under {RUNS.absolute()}"
-    raise CheckpointError(format_error("run", problem, "Train one, or name its folder with run=PATH"))
+    remedy = "Train one with trainer train, or name its folder with run=PATH"
+    raise CheckpointError(format_error("run", problem, remedy))
 
 
 def list_runs_newest_first() -> list[Path]:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from trainer.config import compose, jobs, overrides, schema, sections
-from trainer.config.compatibility import validate_new_job
+from trainer.config.compatibility import padding_notes, validate_new_job
 from trainer.config.groups import Groups
 from trainer.config.keys import KnownKeys
 from trainer.config.metrics import validate_metrics
@@ -318,6 +318,7 @@ def _check_config(
 ) -> None:
     problems = [*validate_config(config, known), *validate_new_job(config)]
     findings.problems += problems
+    findings.notes += padding_notes(config)
     reported = {problem.partition(":")[0] for problem in problems}
     missing_data, missing = missing_paths(locate_paths(config, known.job_type), known.job_type, reported)
     findings.problems += missing

@@ -77,7 +77,7 @@ def validate_new_job(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _validate_lengths(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of samples that are longer than a model allows, and of micro-batches larger than a step."""
+    """Yield the problem of samples that are longer than a model of transformers allows."""
     longest, path = value_at(config, "task.max_length"), value_at(config, "model.path")
     if type(longest) is not int:
         return
@@ -87,11 +87,18 @@ def _validate_lengths(config: Mapping[str, Any]) -> Iterator[str]:
     if limit is not None and longest > limit:
         problem = f"must be at most {limit}, the number of positions of the model in model.path"
         yield format_error("task.max_length", problem, f"Set task.max_length={limit}", value=longest)
-    tokens, batch_size = value_at(config, "loader.tokens"), value_at(config, "train.batch_size")
-    if type(tokens) is int and type(batch_size) is int and 0 < batch_size * longest < tokens:
-        step = batch_size * longest
-        problem = f"must be at most {step}, as train.batch_size={batch_size} samples have at most {longest} tokens each"
-        yield format_error("loader.tokens", problem, f"Set loader.tokens={step} or less", value=tokens)
+
+
+def padding_notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note about micro-batches that are larger than a step, whose rest is padding."""
+    tokens, longest = value_at(config, "loader.tokens"), value_at(config, "task.max_length")
+    batch_size = value_at(config, "train.batch_size")
+    if type(tokens) is not int or type(longest) is not int or type(batch_size) is not int:
+        return
+    step = batch_size * longest
+    if 0 < step < tokens:
+        reason = f"a step has at most {step} (train.batch_size={batch_size}, task.max_length={longest})"
+        yield f"loader.tokens={tokens}: {reason}, so the rest is padding; set loader.tokens={step} or less"
 
 
 def value_at(config: object, key: str) -> Any:

@@ -31,6 +31,7 @@ _HYDRA_DEFAULTS = ("config.yaml", "launcher/basic.yaml", "sweeper/basic.yaml")
 """Files of Hydra's own that a folder of the search path can replace; its other defaults come first."""
 _HYDRA_PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")
 
+_DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt", ".conll")
 _MAX_NAME = 256
 """No name of an option is this long, as no name of a file is."""
 
@@ -240,10 +241,12 @@ def _searchpath_override(entries: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(map(repr, entries))}]"] if entries else []
 
 
-def _likely_meaning(group: str, name: str) -> str:
+def _likely_meaning(group: str, name: str, known: str) -> str:
     """Return what to do with a file of data or a model of transformers in the place of an option; may be empty."""
     if group == "data" and (_is_like_a_path(name) or "." in name):
         return f"Let trainer write the job for a file or folder: {_init_command(name)}"
+    if group == "experiment":
+        return f"Known: {known}. To write one for your data: trainer init my.csv"
     if group == "model" and (_is_like_a_path(name) or "-" in name):
         return f"For a folder or a hub name of transformers, set model=pretrained model.path={shlex.quote(name)}"
     return ""
@@ -284,7 +287,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
 def _unreadable(text: str, cause: object) -> str:
     if text.find("=") < 1 and not text.startswith("~"):
         remedy = "Write overrides as key=value, without spaces"
-        if os.path.exists(text):
+        if os.path.exists(text) or Path(text).suffix in _DATA_SUFFIXES:
             remedy += f". To train on your data, write its job first: {_init_command(text)}"
         return format_error(text, "is neither an override nor a flag", remedy)
     token = getattr(cause, "offendingToken", None)
@@ -379,6 +382,6 @@ def _validate_option(group: str, name: object, job_type: type, groups: Groups) -
     here = foreign_value(group, name)
     near = [here] if here in options else get_close_matches(str(name), options, n=1, cutoff=0.6)
     remedy = f"Did you mean {group}={near[0]}?" if near else f"Known: {', '.join(options)}"
-    if not near and isinstance(name, str) and (likely := _likely_meaning(group, name)):
+    if not near and isinstance(name, str) and (likely := _likely_meaning(group, name, ", ".join(options))):
         remedy = likely
     return [format_error(group, "unknown option", remedy, value=name)]
