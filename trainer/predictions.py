@@ -231,8 +231,8 @@ def _check_values(rows: pyarrow.Table | pyarrow.RecordBatch, about: Document) ->
         raise DocumentError("rank: must be at least 1")
     answers = {name: columns[name] for name in ("target", "prediction") if name in columns}
     if about["kind"] == "tags" and len(answers) == 2:
-        sizes = [compute.list_value_length(column).fill_null(0) for column in answers.values()]
-        if compute.any(compute.and_(compute.not_equal(*sizes), answers["target"].is_valid())).as_py():
+        target, prediction = (compute.list_value_length(column).to_pylist() for column in answers.values())
+        if any(size is not None and size != (other or 0) for size, other in zip(target, prediction, strict=True)):
             raise DocumentError("prediction: must have a tag for each tag of the target")
     for name, column in answers.items() if about["kind"] in ("class", "labels", "tags", "spans") else ():
         _check_classes(name, column, about)
@@ -258,16 +258,16 @@ def _check_probabilities(columns: Mapping[str, Any], about: Document) -> None:
 def _check_classes(name: str, column: Any, about: Document) -> None:
     """Check that all targets or predictions are classes of the metadata, and those of spans are spans."""
     import pyarrow as pa
-    from pyarrow import compute
 
     values = column.flatten() if pa.types.is_list(column.type) else column
+    names = values.unique().to_pylist()  # an array of the classes, to compare with, would load pandas
     if about["kind"] == "spans":
-        values = pa.array([split_span(each)[2] for each in values.to_pylist()], pa.string())
+        names = [split_span(each)[2] for each in names]
     if about["classes"] is None:
         return
-    unknown = values.filter(compute.invert(compute.is_in(values, pa.array(about["classes"], pa.string())))).drop_null()
-    if len(unknown):
-        raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0].as_py())}")
+    known = {None, *about["classes"]}
+    if unknown := [each for each in names if each not in known]:
+        raise DocumentError(f"{name}: must be one of the classes, got {show_value(unknown[0])}")
 
 
 def format_span(first: int, last: int, label: str) -> str:
