@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from trainer.commands.init_parts import PARTS, write_part
 from trainer.config.command import check_command
@@ -438,6 +439,21 @@ class TestStoredRuns:
             check_command("eval", ["runs/a", "trust=[json]", "data.test=no.csv"])
         assert check_command("eval", ["runs/a", "trust=[json]", "data.test=a.csv"]).single
 
+    def test_values_that_parts_of_earlier_runs_took_are_no_errors(self, run: Path, elsewhere: Path) -> None:
+        (elsewhere / "mine.py").write_text(
+            "class Loss:\n    def __init__(self, gamma: int): ...\nclass Score(Loss): ...\n"
+        )
+        assert errors_of("train", "loss._target_=mine.Loss", "+loss.gamma=1.5") == [
+            "loss.gamma: must be an integer, got 1.5."
+        ]
+        for file in (run / "config.yaml", elsewhere / "runs" / "a" / "config.yaml"):
+            config = yaml.safe_load(file.read_text())
+            config["loss"] = {"_target_": "mine.Loss", "gamma": 1.5}
+            config["metrics"] = [{"_target_": "mine.Score", "gamma": 1.5}]
+            file.write_text(yaml.safe_dump(config))
+        assert check_command("eval", ["runs/a", "trust=[mine]", "loader.workers=0"]).single
+        assert check_command("train", ["resume=runs/a", "trust=[mine]"]).single
+
     def test_files_that_a_resumed_run_lacks_are_reported(self, run: Path) -> None:
         with pytest.raises(DataError, match=r"^data\.train: no such file"):
             check_command("train", ["resume=runs/a", "data.train=no.csv"])
@@ -562,6 +578,7 @@ USER_INIT = "def __init__(self, top: int = 1)"
 
 PLAIN = """
 raise SystemExit('imported')
+from dataclasses import KW_ONLY, dataclass
 from torch import nn
 
 class Net(nn.Module):
@@ -577,6 +594,25 @@ class Other(metaclass=Made):
 class New:
     def __new__(cls, width: int): ...
     def __init__(self, depth: int): ...
+
+class Mixin: ...
+
+class Mixed(Mixin, Net): ...
+
+class Diamond(Child, Other): ...
+
+class Conditional(Net):
+    if nn:
+        def __init__(self, size: int): ...
+
+class Assigned(Net):
+    __init__ = unknown
+
+@dataclass
+class Keywords:
+    width: int
+    _: KW_ONLY
+    stride: int = 1
 
 @unknown
 class Wrapped(Net): ...
@@ -597,6 +633,13 @@ class WithWrapped:
         ("Net model.widht=1", ["widht: unknown key, got 1. Did you mean +model.width?"]),
         ("New +model.size=1", ["size: plain.New has no such parameter", "width: is missing"]),
         ("Net +model.width=2 +model.deep=null +model.sizes=[1] +model.net=x", []),
+        ("Mixed +model.widht=1", ["widht: plain.Mixed has no such parameter, got 1. Did you mean width?"]),
+        ("Mixed +model.width=2", []),
+        ("Net +model.width={_target_:plain.Net} +model.sizes=[{_target_:plain.Net}]", []),
+        ("Keywords +model.width=2 +model.stride=2", []),
+        ("Diamond +model.size=1", []),
+        ("Conditional +model.size=1", []),
+        ("Assigned +model.size=1", []),
         ("Other +model.size=1", []),
         ("Wrapped +model.size=1", []),
         ("WithWrapped +model.size=1", []),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, is_local
 from trainer.config.keys import DURATIONS, KnownKeys, is_named_set
 from trainer.config.signatures import Signature
-from trainer.constraints.annotations import literals, mapping_item, mapping_keys
+from trainer.constraints.annotations import is_constrained, literals, mapping_item, mapping_keys
 from trainer.constraints.descriptions import describe, forms
 from trainer.constraints.rules import broken_rules
 from trainer.constraints.values import fits_type, value_problems
@@ -108,35 +109,33 @@ def validate_part(group: str, part: object, known: KnownKeys) -> list[str]:
         installed = None if wrong_target else _installed_signature(target)
         return [*problems, *_argument_problems(group, own, installed, known.tree)]
     problems += [format_error(f"{group}._target_", *fault, value=target) for fault in signature.faults]
-    wrong = frozenset(key for key, messages in checked.items() if messages)
+    wrong = frozenset(key for key, messages in checked.items() if messages or _makes_object(own[key]))
     problems += [] if signature.faults else broken_rules(own, signature.rules, prefix=f"{group}.", skip=wrong)
     if target.startswith(OWN):
         return [*problems, *_validate_option_keys(group, own, signature, known)]
     return [*problems, *_argument_problems(group, own, signature, known.tree)]
 
 
-def validate_entry(
-    path: str, entry: Mapping[str, Any], tree: Mapping[str, Any], names: Collection[str] = ()
-) -> list[str]:
+def validate_entry(path: str, entry: Mapping[str, Any], known: KnownKeys, names: Collection[str] = ()) -> list[str]:
     """Return the problems of an entry of a list that makes an object of a class of your own.
 
     Args:
         path: The full key of the entry.
         entry: Its `_target_` and keys.
-        tree: The config.
+        known: The keys of the job.
         names: Keys that are not for the class.
     """
     target = str(entry["_target_"])
     signature, problems = read_signature(path, target)
     own = {str(key): value for key, value in entry.items() if key not in names}
     if signature is None:
-        return problems or _argument_problems(path, own, _installed_signature(target), tree)
+        return problems or _argument_problems(path, own, _installed_signature(target), known.tree)
     values = (
-        validate_value(f"{path}.{key}", value, annotation)
+        _validate_own_value(f"{path}.{key}", value, annotation, known)
         for key, value in own.items()
         if key not in HYDRA_KEYS and (annotation := signature.annotation(key)) is not None
     )
-    return [*chain.from_iterable(values), *_argument_problems(path, own, signature, tree)]
+    return [*chain.from_iterable(values), *_argument_problems(path, own, signature, known.tree)]
 
 
 def _installed_signature(target: str) -> Signature | None:
@@ -248,7 +247,26 @@ def _validate_key(
     if key in HYDRA_KEYS:
         return _validate_hydra_key(group, key, value, target, known)
     annotation = key_annotation(group, key, target, signature)
-    return [known.unknown(path, value)] if annotation is None else validate_value(path, value, annotation)
+    if annotation is None:
+        return [known.unknown(path, value)]
+    validate = validate_value if target.startswith(OWN) else partial(_validate_own_value, known=known)
+    return validate(path, value, annotation)
+
+
+def _validate_own_value(path: str, value: object, annotation: object, known: KnownKeys) -> list[str]:
+    """Return the problems of a value of a part of your own.
+
+    In a stored config, plain types are not checked: the part took the value when the run was made.
+    """
+    is_free = _makes_object(value) or (known.is_stored and not is_constrained(annotation))
+    return [] if is_free else validate_value(path, value, annotation)
+
+
+def _makes_object(value: object) -> bool:
+    """Return whether a value contains a `_target_`, in whose place the part gets the object that it makes."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_makes_object, value.values()))
+    return isinstance(value, list) and any(map(_makes_object, value))
 
 
 def key_annotation(group: str, key: str, target: str, signature: Signature | None) -> object | None:

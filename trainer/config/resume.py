@@ -111,7 +111,7 @@ def compose_resumed(
     valid = [item for item, messages in zip(line.overrides.values, wrong, strict=True) if not messages]
     problems += apply_overrides(changed, valid)
     values, without_value = plain(changed)
-    invalid = validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values))
+    invalid = validate_config(values, KnownKeys(jobs.TrainJob, line.groups, values, is_stored=True))
     missing = explicit_missing_data(locate_paths(values, jobs.TrainJob), line.overrides.keys())
     if invalid and not problems and not without_value:
         raise_problems([*invalid, *missing], base, file)

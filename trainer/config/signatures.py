@@ -66,6 +66,9 @@ class Signature:
         return Optional[duration] if fits_type(None, steps) else duration  # noqa: UP045  mypy knows no type here
 
 
+_NO_PARAMETERS = Signature({}, frozenset(), open=False)
+
+
 def read(target: str, *, any_package: bool = False) -> Signature | None:
     """Return the signature of a dotted `target`, or None if its source does not tell.
 
@@ -136,16 +139,29 @@ def _signature(definition: Definition, module: Module, *, bound: bool) -> Signat
 
 
 def _class_signature(definition: ast.ClassDef, module: Module) -> Signature | None:
+    functions = {item.name: item for item in definition.body if isinstance(item, ast.FunctionDef)}
+    bound = bindings(definition.body, module.package)
+    for name in ("__new__", "__init__"):  # the order in which Python looks for the parameters
+        if name in bound:  # assigned, or defined under a condition, the source does not tell
+            return _function_signature(functions[name], module, bound=True) if name in functions else None
     if _is_dataclass(definition, module):
         return _dataclass_signature(definition, module)
-    functions = {item.name: item for item in definition.body if isinstance(item, ast.FunctionDef)}
-    for name in ("__new__", "__init__"):  # the order in which Python looks for the parameters
-        if name in functions:
-            return _function_signature(functions[name], module, bound=True)
-    if not definition.bases:
-        return Signature({}, frozenset(), open=False)
-    base = find_class(definition.bases[0], module)
-    return None if base is None else _signature(*base, bound=True)
+    return _inherited_signature(definition, module)
+
+
+def _inherited_signature(definition: ast.ClassDef, module: Module) -> Signature | None:
+    """Return the signature of the first base that has a constructor; None if another base may replace it."""
+    signatures: list[Signature] = []
+    for base in definition.bases:
+        parent = find_class(base, module)
+        signature = None if parent is None else _signature(*parent, bound=True)
+        if signature is None and not signatures:
+            return None
+        if signature is not None and (signature.is_wrapped or signature != _NO_PARAMETERS):
+            signatures.append(signature)
+    if any(signature != signatures[0] for signature in signatures[1:]):
+        return None  # the order in which Python searches the bases decides
+    return signatures[0] if signatures else _NO_PARAMETERS
 
 
 def _is_wrapped(definition: Definition, module: Module) -> bool:
@@ -178,7 +194,7 @@ def _dataclass_signature(definition: ast.ClassDef, module: Module) -> Signature 
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
         annotation = _read_optional(item.annotation, item.value, module)
-        if annotation is ClassVar or get_origin(annotation) is ClassVar:
+        if annotation is ClassVar or get_origin(annotation) is ClassVar or annotation is dataclasses.KW_ONLY:
             continue
         annotations[item.target.id] = annotation
         required.discard(item.target.id)

@@ -76,7 +76,7 @@ def validate_config(config: Mapping[str, Any], known: KnownKeys) -> list[str]:
     problems += character_problems(config)
     # One message per key: a value of the wrong type or out of range is not judged further.
     reported = {problem.partition(":")[0] for problem in problems}
-    further = [*_validate_own_keys(config), *validate_compatibility(config, known.groups)]
+    further = [*_validate_own_keys(config, known), *validate_compatibility(config, known.groups)]
     return [*problems, *(problem for problem in further if problem.partition(":")[0] not in reported)]
 
 
@@ -98,7 +98,7 @@ def _validate_section(name: str, section: object, section_type: type, known: Kno
 # Keys of jobs and sections, and the entries of their lists and mappings
 
 
-def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
+def _validate_own_keys(config: Mapping[str, Any], known: KnownKeys) -> Iterator[str]:
     """Yield the problems that the types do not cover; keys that are absent or of the wrong type are skipped."""
     flat = {
         f"{top}.{key}": item
@@ -122,8 +122,8 @@ def _validate_own_keys(config: Mapping[str, Any]) -> Iterator[str]:
         yield format_error("logger.histograms", problem, "Set it to null", value=flat["logger.histograms"])
     yield from _validate_trackers(value_at(config, "logger.trackers"))
     yield from _validate_source(value_at(config, "data._target_"))
-    yield from _validate_classes(config, "metrics")
-    yield from _validate_classes(config, "observers")
+    yield from _validate_classes(config, "metrics", known)
+    yield from _validate_classes(config, "observers", known)
     yield from _validate_lora(value_at(config, "model.lora"))
     yield from _validate_renames(value_at(config, "model.weights_rename"))
     yield from _validate_overrides(config)
@@ -294,13 +294,14 @@ def _validate_source(target: object) -> Iterator[str]:
         yield format_error("data", problem, install("examples"), value=name)
 
 
-def _validate_classes(config: Mapping[str, Any], key: str) -> Iterator[str]:
+def _validate_classes(config: Mapping[str, Any], key: str, known: KnownKeys) -> Iterator[str]:
     """Yield the problems of the classes of your own in a list: they must exist and have their arguments."""
     entries = config.get(key)
     for number, entry in enumerate(entries if isinstance(entries, list) else []):
         target = entry.get("_target_") if isinstance(entry, Mapping) else None
         if isinstance(target, str):
-            yield from validate_entry(f"{key}.{number}", entry, config, ("name",) if key == "metrics" else ())
+            names = ("name",) if key == "metrics" else ()
+            yield from validate_entry(f"{key}.{number}", entry, known, names)
         elif key == "observers":
             problem, remedy = "must be an observer", "An entry is {_target_: <class>, <key>: <value>, ...}"
             yield format_error(f"{key}.{number}", problem, remedy, value=entry)
