@@ -10,6 +10,7 @@ from functools import cached_property
 from glob import glob, has_magic
 from hashlib import blake2b
 from os import R_OK, access
+from os.path import realpath  # unlike `Path.resolve`, it raises no error for links that lead to themselves
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias
 
@@ -186,11 +187,11 @@ def warn_of_links(key: str, folder: Path, paths: Iterable[Path]) -> None:
         folder: The folder.
         paths: Links in it, or places that may be below links.
     """
-    root = folder.resolve()
-    if outside := [path for path in paths if not path.resolve().is_relative_to(root)]:
+    root = realpath(folder)
+    if outside := [path for path in paths if not Path(realpath(path)).is_relative_to(root)]:
         message = "%s: followed links out of %s to %s; the first is %s, which is %s"
         places = counted(len(outside), "place")
-        _LOG.warning(message, key, folder, places, outside[0], outside[0].resolve())
+        _LOG.warning(message, key, folder, places, outside[0], realpath(outside[0]))
 
 
 def _names_in(folder: Path) -> list[str]:
