@@ -19,6 +19,7 @@ from tests.support.jobs import TINY, working_in, write_data
 from tests.support.processes import start
 from trainer.cli import main
 from trainer.export.folder import verify
+from trainer.report.page import is_sealed
 
 TRAIN = (*TINY, "train.duration=1", "train.eval_every=1", "checkpoint.every=1", "run.dir=new")
 PREDICT = ("predict", "run=run", "input=test.csv", "force=true")
@@ -137,7 +138,7 @@ class Trials:
         if name.endswith(".lock"):  # empty if the process that holds it cannot be noted
             return text == b""
         if name.endswith(".html"):
-            return text.rstrip().endswith(b"</html>")
+            return is_sealed(text)
         # Whether a new export is whole is checked by its manifest, after the next run.
         return name in self.after and (text == self.after[name] or name.startswith("run/export/"))
 
