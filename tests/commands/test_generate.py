@@ -12,7 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from tests.support.documents import edit_manifest
 from tests.support.hostile_documents import graph_of, seal_again
@@ -20,6 +23,7 @@ from tests.support.jobs import TINY, train, working_in, write_data, write_roles
 from tests.support.pretrained_folders import save
 from tests.support.processes import run_without_torch
 from trainer.cli import main
+from trainer.decode.onnx_session import SCORES
 from trainer.layout import ONNX_CACHE
 
 PROMPT = "apple banana (pear), axe"
@@ -389,6 +393,28 @@ def test_artifact_folder_is_sufficient(
     seal_again(alone / "manifest.json")
     assert main(["generate", f"run={alone}", *more]) == 3
     assert f"{alone}: cannot be used (Exception: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_folder_whose_scores_are_nan_gives_no_text(exported: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(exported, tmp_path / "artifacts")
+    model = onnx.load(alone / ONNX_CACHE)
+    (node,) = (node for node in model.graph.node if SCORES in node.output)
+    node.output[list(node.output).index(SCORES)] = "finite"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
+    model.graph.node.append(helper.make_node("Mul", ["finite", "nan"], [SCORES]))
+    onnx.save(model, alone / ONNX_CACHE)
+    command = [sys.executable, "-I", str(alone / "generate.py")]
+    done = subprocess.run([*command, "apple", "pear"], capture_output=True, text=True, check=True)
+    assert lines(done.stdout) == [
+        {"prompt": prompt, "error": "the output of the model is NaN"} for prompt in ("apple", "pear")
+    ]
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "FAILED: the tokens differ from the golden tokens\n",
+        "",
+    )
 
 
 @pytest.mark.slow

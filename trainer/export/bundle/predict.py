@@ -315,7 +315,8 @@ def allowed_difference(folder: Folder, model: Row) -> float:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler waits until the model has answered
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits until the model has answered
     folder = Folder()
     models = find_models(folder)
     reader, answerer = folder.make_task()
