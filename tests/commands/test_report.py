@@ -20,6 +20,8 @@ from tests.support.pages import check_page
 from tests.support.stored_predictions import write_predictions
 from trainer.cli import main
 from trainer.commands.report import write_page
+from trainer.commands.report_comparison import Comparison, decide
+from trainer.commands.report_sections import NamedRun
 from trainer.commands.run_folders import read_run
 from trainer.export.folder import write_manifest
 
@@ -185,6 +187,8 @@ def test_the_best_run_is_compared_on_the_same_rows(
     for name, count in (("one", right), ("two", 45)):
         shutil.copytree("runs/one", tmp_path / name)
         value = write_answers(tmp_path / name, count, keeps=keeps or name == "one")
+        if not keeps:
+            (tmp_path / name / "eval" / "test.json").unlink()
         best = {"step": 8, "name": "accuracy", "value": value, "higher_is_better": True, "weights": "raw"}
         records.append(replace(read_run(str(tmp_path / name)), best=best))
     write_page(tmp_path / "both.html", records[::-1])
@@ -192,6 +196,7 @@ def test_the_best_run_is_compared_on_the_same_rows(
     check_page(page)
 
     assert verdict in page
+    assert ("In parentheses: the 95% interval." in page) == keeps
     changed = (
         f"{right - 45} {'row' if right == 46 else 'rows'} changed sides: {right - 45} right only in one, 0 only in two"
     )
@@ -199,6 +204,16 @@ def test_the_best_run_is_compared_on_the_same_rows(
     assert page.count("Confusion matrix: ") == (4 if keeps else 0)  # the captions, and the names of what scrolls
     shown = [row[2:] for row in cells(page) if row[:2] == ["a", "30"]]
     assert shown == ([[{60: "1.0000", 46: "0.7667"}[right], "0.7541"]] if keeps else [])
+
+
+def test_runs_without_predictions_of_the_same_rows_are_counted(folder: Path) -> None:
+    runs = [NamedRun(name, read_run("runs/one")) for name in ("second", "third")]
+    metric = {"difference": 0.01, "interval": [-0.1, 0.1], "verdict": "no difference shown"}
+    comparisons = [Comparison(runs[0], 20, metric, None), Comparison(runs[1], 0, None, None)]
+    assert decide(comparisons, "accuracy") == (
+        "This decides nothing: on the same 20 validation rows, no difference from second is shown. "
+        "1 cannot be compared without predictions of the same rows."
+    )
 
 
 @pytest.mark.parametrize("key", ["logger.tensorboard", "metrics", "export.formats", "train.log_every"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.commands.report_comparison import Comparison, answer_comparison, compare_with_best, decide
 from trainer.commands.report_sections import (
+    INTERVALS,
     MAX_NAMED,
     NamedRun,
     artifact_section,
@@ -38,8 +39,6 @@ from trainer.report.metric_names import words
 from trainer.report.mistakes import mistake_section
 from trainer.report.page import Page, Section, Table, Tile, is_own_page, render_page
 from trainer.report.statistics import Baseline, measure_baseline
-
-_INTERVALS = "In parentheses: the 95% interval."
 
 _MAX_NAMED_KEYS = 3
 """Runs that differ in at most this many keys are named by them."""
@@ -218,8 +217,10 @@ def _page_of_runs(records: Sequence[RunRecord]) -> Page:
     runs = [NamedRun(name, record) for name, record in zip(_names(ranked, differing), ranked, strict=True)]
     monitor = str(monitor_of(runs) or "score")
     comparisons = compare_with_best(runs, monitor)
+    is_tested = any(interval_of(run.record.evaluations.get("test", {}), monitor) for run in runs)
+    note = INTERVALS if is_tested or any(comparison.metric for comparison in comparisons) else ""
     sections = [
-        Section("Runs, best first", _INTERVALS, tables=[_ranking(runs, differing, monitor, comparisons)]),
+        Section("Runs, best first", note, tables=[_ranking(runs, differing, monitor, comparisons)]),
         answer_comparison(runs, comparisons),
         curve_section(runs),
         evaluation_section(runs),

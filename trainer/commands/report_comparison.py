@@ -79,7 +79,8 @@ def decide(comparisons: Sequence[Comparison], monitor: str) -> str:
         text = f"It is better than {counted(better, 'other run', of=len(known))} {on_rows}"
         text += "." if better == len(known) else "; against the rest, no difference is shown."
     else:
-        text = f"This decides nothing: {on_rows}, no difference from the other {counted(len(known), 'run')} is shown."
+        others = known[0].run.name if len(known) == 1 else f"the other {len(known)} runs"
+        text = f"This decides nothing: {on_rows}, no difference from {others} is shown."
     return text + (f" {unknown} cannot be compared without predictions of the same rows." if unknown else "")
 
 

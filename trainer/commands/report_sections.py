@@ -48,6 +48,9 @@ _LARGEST_LOG: Final = 2**26
 MAX_NAMED: Final = 4
 """Number of runs up to which a table has a column for each, with the name as its header."""
 
+INTERVALS: Final = "In parentheses: the 95% interval."
+"""The note of a section with intervals."""
+
 _OWN_KEYS: Final = ("run.", "resume", "trust")
 """Keys that say where a run is, not what it does."""
 
@@ -195,7 +198,8 @@ def evaluation_section(runs: Sequence[NamedRun]) -> Section:
         ]
         for name, split, scores in rows
     ]
-    note = "In parentheses: the 95% interval." if any(scores.get("intervals") for _, _, scores in rows) else ""
+    has_interval = any(interval_of(scores, key) for _, _, scores in rows for key in metrics)
+    note = INTERVALS if has_interval else ""
     return Section("Evaluations", note, tables=[_without_run(runs, Table("Scores", columns, cells, is_stacked=True))])
 
 
