@@ -133,6 +133,28 @@ def test_a_text_that_is_stored_once_may_be_any_number_of_rows(limits: Limits, mo
     assert len(read("a.parquet")) == 3000
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_repeated_text_is_refused_before_it_fills_the_memory(
+    name: str, is_list: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_DECODED_BYTES", 1 << 25)
+    texts: pa.Array = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), pa.array(["a" * (1 << 20)]))
+    if is_list:
+        texts = pa.ListArray.from_arrays(pa.array([*range(0, 1025, 4)], pa.int32()), texts)
+    table = pa.table({"text": texts})
+    if name == "a.parquet":
+        parquet.write_table(table, name, dictionary_pagesize_limit=1 << 30)
+    else:
+        feather.write_feather(table, name)
+    pool = pa.default_memory_pool()
+    before = max(pool.max_memory(), pool.bytes_allocated())
+    with pytest.raises(DataError, match=r"unpacks to more than 200 times its size"):
+        for _ in read_records(Path(name), ["text"], separator=None, quote='"', column_remedy=""):
+            pass
+    assert pool.max_memory() - before < 1 << 28
+
+
 def test_key_missing_from_a_later_object_is_a_missing_value() -> None:
     Path("a.jsonl").write_text(json_lines([{"text": "a", "label": 1}, {"text": "b"}]))
 

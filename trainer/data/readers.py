@@ -38,6 +38,10 @@ RecordsOrErrors = Iterator[Sequence[object] | DataError]
 _BATCH_ROWS = 1_024
 """Rows of a Parquet or Arrow file that are Python objects at a time."""
 
+_FEWEST_ROWS = 4
+_DECODED_BYTES = 1 << 30
+"""Bytes of a column of a Parquet file that may be decoded together, unless these are fewer rows than the fewest."""
+
 _MAX_LIST_LINES = 16
 """Longest JSON list, which is parsed at once, in lines of the largest size."""
 
@@ -364,19 +368,29 @@ def _parse_columnar(
 def _within_limits(cells: Any, unpacked: Unpacked) -> tuple[Any, Sequence[int]]:
     """Return cells without texts that are too long, and the rows of these; add the size of the texts to `unpacked`.
 
-    Few bytes of a file can be many rows: a text that is stored once may be the cell of any number of rows.
+    Few bytes of a file can be many rows: a text that is stored once may be the cell of any number of rows, or any
+    number of items of a list. So sizes are added before such texts are repeated in memory.
     """
-    import pyarrow
-    from pyarrow import compute
+    from pyarrow import DictionaryArray, compute, types
 
-    texts = cells.dictionary_decode() if pyarrow.types.is_dictionary(cells.type) else cells
-    if not any(is_text(texts.type) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string)):
+    texts = cells
+    while types.is_list(texts.type) or types.is_large_list(texts.type):
+        texts = texts.flatten()
+    stored = texts.dictionary if types.is_dictionary(texts.type) else texts
+    if not (types.is_string(stored.type) or types.is_large_string(stored.type)):
         return cells, ()
-    sizes = compute.binary_length(texts)
+    sizes = compute.binary_length(stored)
+    if stored is not texts:
+        sizes = sizes.take(texts.indices)
     unpacked.add(compute.sum(sizes).as_py() or 0)
+    if texts is not cells:
+        return cells, ()
     too_long = compute.fill_null(compute.greater(sizes, LIMITS.line_bytes), False)
     rows = compute.indices_nonzero(too_long).to_pylist()
-    return compute.if_else(too_long, None, texts) if rows else texts, rows
+    if stored is texts:
+        return compute.if_else(too_long, None, texts) if rows else texts, rows
+    indices = compute.if_else(too_long, None, texts.indices) if rows else texts.indices
+    return DictionaryArray.from_arrays(indices, stored).dictionary_decode(), rows
 
 
 @contextmanager
@@ -414,7 +428,22 @@ def _parquet_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]
             yield file.schema_arrow.names
             return
         _column_positions(file.schema_arrow.names, columns)
-        yield from map(_validated, file.iter_batches(_BATCH_ROWS, columns=list(columns)))
+        yield from map(_validated, file.iter_batches(_rows_at_once(file.metadata, columns), columns=list(columns)))
+
+
+def _rows_at_once(metadata: Any, columns: Sequence[str]) -> int:
+    """Return the rows of a Parquet file that are decoded together.
+
+    Each may be the largest text of a dictionary, and nothing says how large that is: at most as large as its chunk.
+    """
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    sizes: list[int] = [
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] in columns and chunk.has_dictionary_page
+    ]
+    return max(_FEWEST_ROWS, min(_BATCH_ROWS, _DECODED_BYTES // max([1, *sizes])))
 
 
 def _arrow_batches(path: Path, columns: Sequence[str] | None) -> Iterator[Any]:
