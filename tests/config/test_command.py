@@ -403,6 +403,8 @@ class TestStoredRuns:
             "loss.gamma=1",
             "data.folder=.",
             "task.mask_share=0.2",
+            "+model.own=1",
+            "++loader.weights.a=1",
         ]
         with pytest.raises(CheckpointError) as caught:
             check_command("train", ["resume=nowhere", "train.accumulate=500", "~model.dropout", *argv])
@@ -438,6 +440,17 @@ class TestStoredRuns:
         with pytest.raises(DataError, match=r"^data\.test: no such file"):
             check_command("eval", ["runs/a", "trust=[json]", "data.test=no.csv"])
         assert check_command("eval", ["runs/a", "trust=[json]", "data.test=a.csv"]).single
+
+    def test_changes_for_an_evaluation_are_not_held_against_keys_of_training(
+        self, composed: Composed, run: Path, elsewhere: Path
+    ) -> None:
+        for name in ("b.csv", "c.csv"):
+            (elsewhere / name).touch()
+        sets = ["data.train=a.csv", "data.validation={mine: b.csv}", "checkpoint.monitor=mine/loss"]
+        _, values = composed("train", "data=files", *sets, "train.accumulate=4")
+        (elsewhere / "runs" / "a" / "config.yaml").write_text(config_text(values), encoding="utf-8")
+        assert check_command("eval", ["runs/a", "data.validation=c.csv"]).single
+        assert check_command("eval", ["runs/a", "loader.tokens=128"]).single
 
     def test_values_that_parts_of_earlier_runs_took_are_no_errors(self, run: Path, elsewhere: Path) -> None:
         (elsewhere / "mine.py").write_text(

@@ -219,10 +219,10 @@ def errors_without_run(line: CommandLine, choices: Sequence[Override]) -> list[s
 
 
 def _line_values(line: CommandLine, sections: Collection[str]) -> dict[str, Any]:
-    """Return the values of a command line by full key, without sweeps and deletions."""
+    """Return the values of a command line by full key, without sweeps, deletions, and keys that are new."""
     values: dict[str, Any] = {}
     for item in line.overrides.values:
-        if is_sweep(item) or item.is_delete():
+        if is_sweep(item) or item.is_delete() or item.is_add() or item.is_force_add():
             continue
         path, value = item.key_or_group, item.value()
         if path in sections and isinstance(value, dict):

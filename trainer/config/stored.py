@@ -322,6 +322,8 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
 def override_problems(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> tuple[list[str], list[str]]:
     """Return the errors that changes of a stored config cause, and those of files of data that do not exist.
 
+    Keys that only training uses cause none: the verbs that take such changes do not train.
+
     Args:
         config: The stored config.
         pairs: The full key and the value of each change.
@@ -331,7 +333,8 @@ def override_problems(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]
     if not right:
         return problems, []
     own, changed = frozenset(validate_config(config, known)), with_overrides(config, right)
-    problems += [each for each in validate_config(changed, known_keys(changed)) if each not in own]
+    caused = [each for each in validate_config(changed, known_keys(changed)) if each not in own]
+    problems += [each for each in caused if not _concerns(each, TRAINING_KEYS)]
     return problems, explicit_missing_data(changed, [path for path, _ in right])
 
 
