@@ -395,7 +395,7 @@ class TestStoredRuns:
         wrong = [each.partition("=")[0] for each in argv if each not in ("loss=focal", "scheduler=cosin")]
         assert sorted(keys[2:]) == sorted("run.dir" if key == "run" else key for key in wrong)
 
-    def test_a_missing_run_adds_no_error_to_a_right_command(self) -> None:
+    def test_a_missing_run_adds_no_error_to_a_right_command(self, elsewhere: Path) -> None:
         # Each is right for the run only if that has another option than the default one.
         argv = [
             "optimizer.momentum=0.5",
@@ -405,9 +405,14 @@ class TestStoredRuns:
             "task.mask_share=0.2",
             "+model.own=1",
             "++loader.weights.a=1",
+            "data.train=[${oc.env:HOME}/a.csv]",
         ]
         with pytest.raises(CheckpointError) as caught:
             check_command("train", ["resume=nowhere", "train.accumulate=500", "~model.dropout", *argv])
+        assert len(caught.value.messages) == 1
+        (elsewhere / "a.csv").touch()
+        with pytest.raises(CheckpointError) as caught:
+            check_command("train", ["resume=nowhere", "data.train=[a.csv]"])  # a mapping in data=idx
         assert len(caught.value.messages) == 1
 
     def test_a_run_of_a_name_is_found(self, run: Path, elsewhere: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema
 from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
@@ -234,6 +235,8 @@ def _line_values(line: CommandLine, sections: Collection[str]) -> dict[str, Any]
 
 def _errors_of_key(path: str, value: object, parts: Sequence[Mapping[str, Any]], known: KnownKeys) -> list[str]:
     """Return the errors of a key of a part: those with the first part that has it, if there are errors with each."""
+    if "${" in str(value):
+        return []
     group, _, inner = path.partition(".")
     name = inner.partition(".")[0]
     shared = schema.shared_keys(jobs.TrainJob, group)
@@ -241,7 +244,10 @@ def _errors_of_key(path: str, value: object, parts: Sequence[Mapping[str, Any]],
     having = [part for part in parts if isinstance(part, Mapping) and (name in part or name in shared)]
     for part in reversed(having):
         config = OmegaConf.create({group: dict(part)})
-        set_value(config, path, value)
+        try:
+            set_value(config, path, value)
+        except OmegaConfBaseException:  # a list in the place of a mapping
+            continue
         changed = unresolved(config)
         messages = validate_part(group, changed[group], replace(known, tree={**known.tree, **changed}))
         for paths in missing_paths(locate_paths(changed, jobs.TrainJob), jobs.TrainJob):
