@@ -457,6 +457,14 @@ class TestStoredRuns:
         assert check_command("eval", ["runs/a", "data.validation=c.csv"]).single
         assert check_command("eval", ["runs/a", "loader.tokens=128"]).single
 
+    def test_a_change_that_does_not_fit_the_value_in_its_place_is_reported(self, run: Path, elsewhere: Path) -> None:
+        (elsewhere / "runs" / "a" / "config.yaml").write_text(
+            (run / "config.yaml").read_text().replace("  train: a.csv", "  train: {images: a.csv}")
+        )
+        messages = errors_of("eval", "runs/a", "data.train=[a.csv]", "loader.batching=x")
+        assert [each.partition(":")[0] for each in messages] == ["loader.batching", "data.train"]
+        assert "cannot be set" in messages[1]
+
     def test_values_that_parts_of_earlier_runs_took_are_no_errors(self, run: Path, elsewhere: Path) -> None:
         (elsewhere / "mine.py").write_text(
             "class Loss:\n    def __init__(self, gamma: int): ...\nclass Score(Loss): ...\n"

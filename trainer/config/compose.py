@@ -195,12 +195,21 @@ def apply_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[s
                     del (OmegaConf.select(config, parent) if parent else config)[name]
             else:
                 set_value(config, override.key_or_group, override.value())
-        except (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            if reason.startswith("Incompatible key type 'NoneType'"):
-                reason = 'A key of the mapping is null. Set it in a YAML file, and write "null" in quotes there'
-            problems.append(format_error(override.key_or_group, "cannot be set", reason))
+        except SETTING_ERRORS as error:
+            problems.append(describe_setting_error(override.key_or_group, error))
     return problems
+
+
+SETTING_ERRORS = (OmegaConfBaseException, ValueError, TypeError, KeyError, AttributeError)
+"""Errors of setting a value that does not fit the value in its place."""
+
+
+def describe_setting_error(path: str, error: Exception) -> str:
+    """Return the message for a value that cannot be set."""
+    reason = str(error).partition("\n")[0].rstrip(".")
+    if reason.startswith("Incompatible key type 'NoneType'"):
+        reason = 'A key of the mapping is null. Set it in a YAML file, and write "null" in quotes there'
+    return format_error(path, "cannot be set", reason)
 
 
 def set_value(config: DictConfig, path: str, value: Any) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema
-from trainer.config.compose import apply_overrides, compose, plain, set_value, unresolved
+from trainer.config.compose import SETTING_ERRORS, apply_overrides, compose, plain, set_value, unresolved
 from trainer.config.groups import Groups, own_folder
 from trainer.config.keys import KnownKeys
 from trainer.config.overrides import CommandLine, is_sweep
@@ -246,7 +245,7 @@ def _errors_of_key(path: str, value: object, parts: Sequence[Mapping[str, Any]],
         config = OmegaConf.create({group: dict(part)})
         try:
             set_value(config, path, value)
-        except OmegaConfBaseException:  # a list in the place of a mapping
+        except SETTING_ERRORS:  # such as a list in the place of a mapping
             continue
         changed = unresolved(config)
         messages = validate_part(group, changed[group], replace(known, tree={**known.tree, **changed}))

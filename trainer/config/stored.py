@@ -19,7 +19,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import jobs, schema, sections, signatures
-from trainer.config.compose import set_value, unresolved
+from trainer.config.compose import SETTING_ERRORS, describe_setting_error, set_value, unresolved
 from trainer.config.groups import Groups, own_folder, yaml_problem
 from trainer.config.keys import KnownKeys, find, is_known
 from trainer.config.parts import complete_part, validate_value
@@ -307,15 +307,20 @@ def with_overrides(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) 
     """Return a stored config with the values of `pairs`, by full key.
 
     Raises:
-        ConfigError: A key is unknown.
+        ConfigError: A key is unknown, or its value does not fit the value in its place.
     """
     if not pairs:
         return {key: _copy(value) for key, value in config.items()}
     known = known_keys(config)
     raise_if_any(*(known.unknown(path, value) for path, value in pairs if not is_known(config, path)))
     changed = OmegaConf.create(dict(config))
+    problems: list[str] = []
     for path, value in pairs:
-        set_value(changed, path, value)
+        try:
+            set_value(changed, path, value)
+        except SETTING_ERRORS as error:  # such as a list in the place of a mapping
+            problems.append(describe_setting_error(path, error))
+    raise_if_any(*problems)
     return unresolved(changed)
 
 
@@ -332,7 +337,11 @@ def override_problems(config: Mapping[str, Any], pairs: Sequence[tuple[str, Any]
     problems = [known.unknown(path, value) for path, value in pairs if not is_known(config, path)]
     if not right:
         return problems, []
-    own, changed = frozenset(validate_config(config, known)), with_overrides(config, right)
+    try:
+        changed = with_overrides(config, right)
+    except ConfigError as error:
+        return [*problems, *error.messages], []
+    own = frozenset(validate_config(config, known))
     caused = [each for each in validate_config(changed, known_keys(changed)) if each not in own]
     problems += [each for each in caused if not _concerns(each, TRAINING_KEYS)]
     return problems, explicit_missing_data(changed, [path for path, _ in right])
