@@ -96,7 +96,7 @@ def test_three_typos_are_reported_together() -> None:
         (["model=resnet"], "model: reads images, but the inputs of the task are tokens, got 'resnet'. Use one of "),
         (["train.batch_size=3.5"], "train.batch_size: must be an integer, got 3.5."),
         (["train.batch_size=true"], "train.batch_size: must be an integer, got true."),
-        (["compile=1"], "compile: must be true or false or graphs, got 1."),
+        (["compile=1"], "compile: must be true, false or graphs, got 1."),
         (["precision=fp31"], "precision: must be one of fp32, tf32, bf16, fp16, got 'fp31'. Did you mean fp32?"),
         (["model.pooling=men"], "model.pooling: must be one of "),
         (["export.formats=[onnx,torchscrpt]"], "export.formats: must be a list in which each item is one of onnx, "),
@@ -125,12 +125,16 @@ def test_three_typos_are_reported_together() -> None:
         (["data=files"], "data.train: needs a value. Set data.train=<"),
         (["ema.decay=1"], "ema.decay: must be at least 0 and less than 1, got 1."),
         (["run.name=${sed}"], "run.name: the interpolation has no value, got '${sed}'. Interpolation key 'sed' not"),
+        (
+            ["run.name=${oc.env:NOT_SET}"],
+            "run.name: the interpolation has no value, got '${oc.env:NOT_SET}'. Environment variable 'NOT_SET' not",
+        ),
         (["optimizer.betas=[${a.b},0.9]"], "optimizer.betas.0: the interpolation has no value, got '${a.b}'."),
         ([r"run.name=a\${b}"], "run.name: must not contain ${, because no run with such a config can be used, got"),
         # targets
         (
             ["loss._target_=trainer.loss.focal.Focl"],
-            "loss._target_: does not exist, got 'trainer.loss.focal.Focl'. there",
+            "loss._target_: there is no Focl in trainer.loss.focal, got 'trainer.loss.focal.Focl'. Did you mean Focal?",
         ),
         (["loss._target_=no_such_package.Loss"], "loss._target_: there is no package no_such_package, got "),
         (["loss._target_=Loss"], "loss._target_: must be the dotted name"),
@@ -176,6 +180,10 @@ def test_a_value_without_a_key_too_many(verb: str, value: str, remedy: str) -> N
     with pytest.raises(TrainerError) as caught:
         check_command(verb, ["nowhere", value])
     assert f"{value}: one value too many. {remedy}" in caught.value.messages
+
+
+def test_no_unknown_key_is_the_remedy_of_another() -> None:
+    assert not any("Did you mean" in message for message in errors_of("train", "+train.zz=1", "++model.zz=2"))
 
 
 def test_position_of_a_syntax_error_is_marked() -> None:
@@ -265,6 +273,9 @@ class TestReplacedTarget:
         remedy = "It is set in conf/experiment/mine.yaml: add '~model.depth' to leave it out."
         assert message.endswith(remedy)
         check_command("train", ["experiment=mine", "model=linear", "~model.depth"])
+        (elsewhere / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {dephts: 1}\n")
+        (message,) = errors_of("train", "experiment=mine")
+        assert "Did you mean model.depth? It is set in" in message
 
     def test_a_file_in_the_place_of_an_override_gets_a_remedy(self, elsewhere: Path) -> None:
         (elsewhere / "my.csv").write_text("text,label\n")

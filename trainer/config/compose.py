@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config import schema, signatures, sources
 from trainer.config.groups import HYDRA_KEYS, Groups
 from trainer.config.jobs import JOBS, PRESET_GROUPS, TrainJob
+from trainer.config.trust import describe_unresolved
 from trainer.errors import ConfigError, did_you_mean, format_error
 
 if TYPE_CHECKING:
@@ -261,8 +262,7 @@ def _unresolved(config: DictConfig, path: str) -> str:
         written: Any = unresolved(config)
         for name in path.split("."):
             written = written[int(name) if isinstance(written, list) else name]
-        reason = str(error).splitlines()[0].rstrip(".")
-        return format_error(path, "the interpolation has no value", reason, value=written)
+        return describe_unresolved(path, written, error)
     return ""
 
 

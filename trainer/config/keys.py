@@ -116,7 +116,8 @@ class KnownKeys:
             remedy = f"For a validation set of this name, write {path}={{images: <file>, labels: <file>}}"
         if path in self.presets:  # often the key of another option than the one that is chosen
             file = os.path.relpath(self.presets[path])
-            remedy = f"{remedy.removesuffix('.')}. It is set in {file}: add '~{path}' to leave it out"
+            separator = " " if remedy.endswith("?") else ". "
+            remedy = f"{remedy.removesuffix('.')}{separator}It is set in {file}: add '~{path}' to leave it out"
         return error("unknown key", remedy)
 
     def _foreign_remedy(self, path: str, value: object) -> str:
@@ -151,7 +152,7 @@ class KnownKeys:
         itself = f"{prefix}{name}"
         names = {path: path.rpartition(".")[2] for path, _ in flatten(self.tree)}
         near = [name] if parent else get_close_matches(name, [*names.values()], n=1, cutoff=0.85)
-        if elsewhere := [path for path, last in names.items() if last in near and path != itself]:
+        if elsewhere := [path for path, last in names.items() if last in near and path != itself and self._has(path)]:
             return f"Did you mean {' or '.join(elsewhere)}?"
         known = f"Known: {', '.join(prefix + key for key in dict.fromkeys(siblings))}" if siblings else "It has no keys"
         if self.is_stored:
@@ -159,6 +160,12 @@ class KnownKeys:
         is_plugged_in = not str(above.get("_target_", OWN)).startswith(OWN) and parameters is None
         more = f"Add a key of {above['_target_']} with +{parent}.<key>=<value>" if is_plugged_in else ""
         return ". ".join(filter(None, [self._other_option(parent, name), known, more]))
+
+    def _has(self, path: str) -> bool:
+        """Return whether a key of the tree is no unknown one that was added."""
+        parent, _, name = path.rpartition(".")
+        above = find(self.tree, parent)
+        return not parent or not isinstance(above, Mapping) or name in self._siblings(parent, above)
 
     def _siblings(self, parent: str, above: Mapping[str, Any]) -> list[str]:
         """Return the known keys next to an unknown one; other keys of the tree may be wrong as well."""

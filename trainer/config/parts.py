@@ -233,9 +233,7 @@ def read_signature(group: str, target: str) -> tuple[Signature | None, list[str]
             return signatures.read(target), []
         except LookupError as error:
             problem, _, remedy = str(error).partition(". ")
-            problem, remedy = (
-                ("does not exist", str(error)) if target.startswith(OWN) else (problem.rstrip("."), remedy)
-            )
+            problem = problem.rstrip(".")
     return None, [format_error(f"{group}._target_", problem, remedy, value=target)]
 
 

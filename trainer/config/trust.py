@@ -234,6 +234,12 @@ def names_environment(value: object) -> bool:
     return bool(_REFERENCE.search(value)) and "${" not in _REFERENCE.sub("", value)
 
 
+def describe_unresolved(path: str, text: object, error: OmegaConfBaseException) -> str:
+    """Return the message for a value whose interpolation cannot be resolved."""
+    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0]).strip('".')
+    return format_error(path, "the interpolation has no value", reason, value=text)
+
+
 def resolve_environment(config: Mapping[str, Any], texts: Collection[str] = ()) -> dict[str, Any]:
     """Return a config with the values of the environment variables that it names.
 
@@ -252,8 +258,7 @@ def resolve_environment(config: Mapping[str, Any], texts: Collection[str] = ()) 
         try:
             return OmegaConf.create({"value": text}).value
         except OmegaConfBaseException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            problems.append(format_error(path, "the interpolation has no value", reason, value=text))
+            problems.append(describe_unresolved(path, text, error))
             return text
 
     resolved = {key: value if key in texts else _map_texts(value, resolve, str(key)) for key, value in config.items()}

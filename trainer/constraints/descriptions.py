@@ -66,7 +66,8 @@ def _described_container(noun: str, part: str, of_several: str, item: object) ->
 
 def _described_union(alternatives: Sequence[object]) -> str:
     origins = {origin_of(item) for item in alternatives}
-    words = [describe(item).removeprefix("one of ") for item in alternatives]
+    described = [describe(item).removeprefix("one of ") for item in alternatives]
+    words = [word for words in described for word in (words.split(" or ") if words == _NOUNS[bool] else [words])]
     *others, last = dict.fromkeys(words)
     text = f"{', '.join(others)} or {last}" if others else last
     return f"one of {text}" if Literal in origins and origins <= {Literal, NoneType} and "," in text else text
