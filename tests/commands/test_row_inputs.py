@@ -51,7 +51,7 @@ def test_missed_and_wrong_spans_are_shown_as_words(tmp_path: Path) -> None:
     ]
     schema = predictions_schema("spans", several_values=False, about={"classes": ["ORG", "PER"], "split": "test"})
     file = tmp_path / "test.predictions.parquet"
-    columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
+    columns = {field.name: [row.get(field.name) for row in rows] for field in schema} | {"num_targets": [1, 1]}
     with (
         predictions_writer(file, schema) as writer,
         worst_inputs_kept(writer, "spans", MappedRows(encoded.data), task) as write,

@@ -18,7 +18,7 @@ STATUSES = {
     431: "The headers are too large.",
     500: "The model or the server has a fault, which its log describes.",
     503: "More rows than `max_waiting` are waiting. Try again after the seconds in Retry-After.",
-    504: "The answers took longer than `timeout`.",
+    504: "The answers took longer than `timeout`, after which a call of the model ends.",
 }
 """The meaning of each HTTP status of the server."""
 
