@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from pyarrow import parquet as pq
 from tests.support.hostile_documents import DAMAGES, endless_graph, graph_of, seal_again, variants, write_temperature
 from tests.support.hostile_files import replace_metadata
 from tests.support.jobs import train, working_in, write_data
+from tests.support.processes import PATIENCE
 from trainer.cli import main
 from trainer.errors import CheckpointError
 from trainer.export.folder import write_manifest
@@ -307,22 +306,28 @@ def endless(run: Path, tmp_path: Path) -> Path:
     return alone
 
 
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from trainer.cli import main
+
+def is_running():
+    return any(thread.name == "ONNX graph" for thread in threading.enumerate())
+
+def interrupt():
+    while not is_running():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+threading.Thread(target=interrupt, daemon=True).start()
+print(main(sys.argv[1:]), is_running())
+"""
+
+
 def test_ctrl_c_ends_a_graph_that_never_ends(endless: Path) -> None:
-    def is_running() -> bool:
-        return any(thread.name == "ONNX graph" for thread in threading.enumerate())
-
-    def stop() -> None:
-        deadline = time.monotonic() + 300
-        while not is_running() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if is_running():
-            os.kill(os.getpid(), signal.SIGINT)
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    assert main(["predict", f"run={endless}", "input=hammer and saw"]) == 130
-    stopper.join()
-    assert not is_running()
+    line = [sys.executable, "-c", INTERRUPTED, "predict", f"run={endless}", "input=hammer and saw"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stdout == "130 False\n", done.stderr
 
 
 def test_a_server_ends_a_graph_that_never_ends(endless: Path) -> None:

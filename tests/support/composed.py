@@ -1,8 +1,7 @@
 """Composes each choice of options of `conf/` once in a run of the tests, as Hydra takes longer than a check.
 
 With a `conf` in the working directory, a choice is composed again once one of its files has changed. Each file is read,
-and each override is parsed, once in a process; a config is copied in a third of the time. Started programs run Hydra
-as it is.
+and each override is parsed, once in a process. Started programs run Hydra as it is.
 """
 
 import os
@@ -14,12 +13,11 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 from unittest.mock import patch
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins import file_config_source
-from hydra.core import utils
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -113,11 +111,6 @@ def _parsed(text: str) -> Override:
     return _parse_override(OverridesParser.create(), text)
 
 
-def _copied(config: Any) -> Any:
-    return pickle.loads(pickle.dumps(config))
-
-
 compose.compose_with_hydra = _compose_once
-utils.copy = SimpleNamespace(deepcopy=_copied)  # type: ignore[attr-defined]
 file_config_source.OmegaConf = SimpleNamespace(load=_read_once)  # type: ignore[attr-defined]
 OverridesParser.parse_override = _parse_once

@@ -120,8 +120,6 @@ def make_sampler(temperature: float, top_k: int, top_p: float, seed: int) -> Cal
 
 
 def main() -> int:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background may ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits until the model has answered
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="default: the lines of standard input")
     parser.add_argument("--limit", type=int, default=64, help="largest number of new tokens")
@@ -155,4 +153,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits until the model has answered
     sys.exit(main())

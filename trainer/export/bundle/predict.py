@@ -315,8 +315,6 @@ def allowed_difference(folder: Folder, model: Row) -> float:
 
 
 def main() -> int:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background may ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits until the model has answered
     folder = Folder()
     models = find_models(folder)
     reader, answerer = folder.make_task()
@@ -349,6 +347,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background may ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler waits until the model has answered
     try:
         sys.exit(main())
     except BrokenPipeError:  # the reader of the answers has gone
