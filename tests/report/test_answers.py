@@ -1,6 +1,7 @@
 """The section about the answers of a model, for every kind of predictions."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +148,22 @@ def test_files_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None
         read_about(file)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_an_error_of_the_file(kind: Kind, tmp_path: Path) -> None:
+def check_damage(kind: Kind, folder: Path, make: Callable[[Path], Section]) -> None:
+    """Check that flipped bits of a file of predictions are its damage or no error when a section is made of it."""
     classes = [HOSTILE, "b"] if kind in ("class", "labels") else None
-    file = write_predictions(tmp_path, kind, classes=classes, inputs={0: {"text": "x"}}, **KINDS[kind])
+    file = write_predictions(folder, kind, classes=classes, inputs={0: {"text": "x"}}, **KINDS[kind])
     content, random, refused = file.read_bytes(), np.random.default_rng(0), 0
     for place in random.integers(0, len(content), 60).tolist():
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(random.integers(8))
         file.write_bytes(bytes(damaged))
         try:
-            section_of(file)
+            make(file)
         except CheckpointError as error:
             refused += str(file) in str(error)
     assert refused > 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_an_error_of_the_file(kind: Kind, tmp_path: Path) -> None:
+    check_damage(kind, tmp_path, section_of)

@@ -5,12 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.report.test_answers import HOSTILE, KINDS, render
+from tests.report.test_answers import HOSTILE, KINDS, check_damage, render
 from tests.support.stored_predictions import write_predictions
-from trainer.errors import CheckpointError
 from trainer.predictions import Kind, read_about
 from trainer.report.mistakes import mistake_section
 from trainer.report.page import Section
@@ -163,15 +161,4 @@ def test_a_long_name_is_shortened_in_its_middle_and_shown_in_full_at_the_pointer
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_an_error_of_the_file(kind: Kind, tmp_path: Path) -> None:
-    classes = [HOSTILE, "b"] if kind in ("class", "labels") else None
-    file = write_predictions(tmp_path, kind, classes=classes, inputs={0: {"text": "x"}}, **KINDS[kind])
-    content, random, refused = file.read_bytes(), np.random.default_rng(0), 0
-    for place in random.integers(0, len(content), 60).tolist():
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << int(random.integers(8))
-        file.write_bytes(bytes(damaged))
-        try:
-            section_of(file)
-        except CheckpointError as error:
-            refused += str(file) in str(error)
-    assert refused > 10
+    check_damage(kind, tmp_path, section_of)

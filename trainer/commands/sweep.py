@@ -247,9 +247,7 @@ def _suspect_table(
     for finding, file, number, *rest, correction in errors[:_MAX_SHOWN]:
         place = ":".join(str(part) for part in (file, number) if part is not None)
         rows.append([finding, place, show_input(inputs.get((file, number), {})), *rest, correction])
-    kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
-    cells = [[row[index] for index in kept] for row in rows]
-    return Table("Rows", [columns[index] for index in kept], cells, is_stacked=True)
+    return Table("Rows", columns, rows, is_stacked=True).without_empty_columns()
 
 
 def _result(folder: Path, changes: Mapping[str, str], failure: Outcome | None) -> JobResult:

@@ -162,7 +162,7 @@ class KnownKeys:
         return ". ".join(filter(None, [self._other_option(parent, name), known, more]))
 
     def _has(self, path: str) -> bool:
-        """Return whether a key of the tree is no unknown one that was added."""
+        """Return whether a key of the tree is known: the command line may have added one that is not."""
         parent, _, name = path.rpartition(".")
         above = find(self.tree, parent)
         return not parent or not isinstance(above, Mapping) or name in self._siblings(parent, above)
@@ -207,7 +207,12 @@ def _parameters(group: str, part: Mapping[str, Any]) -> list[str] | None:
         signature = None if target.startswith(OWN) else signatures.read(target, any_package=True)
     if signature is None or signature.open or signature.is_wrapped:
         return None
-    return [name.removesuffix("_steps") if group in DURATIONS else name for name in signature.annotations]
+    return keys_of(group, signature.annotations)
+
+
+def keys_of(group: str, parameters: Iterable[str]) -> list[str]:
+    """Return the keys that set the parameters of a part: the key of a duration is the parameter without `_steps`."""
+    return [name.removesuffix("_steps") if group in DURATIONS else name for name in parameters]
 
 
 def find(tree: object, path: str) -> Any:

@@ -14,7 +14,7 @@ from trainer.config import schema, signatures
 from trainer.config.compatibility import value_at
 from trainer.config.foreign_names import foreign_value
 from trainer.config.groups import HYDRA_KEYS, OWN, Groups, is_local
-from trainer.config.keys import DURATIONS, KnownKeys, is_named_set
+from trainer.config.keys import DURATIONS, KnownKeys, is_named_set, keys_of
 from trainer.config.signatures import Signature
 from trainer.constraints.annotations import is_constrained, literals, mapping_item, mapping_keys
 from trainer.constraints.descriptions import describe, forms
@@ -187,7 +187,7 @@ def is_the_part(group: str, part: Mapping[str, Any], names: Collection[str], *, 
 
 def unknown_argument(group: str, key: str, value: object, target: str, names: Collection[str]) -> str:
     """Return the message about a key for which a target has no parameter; `names` are the parameters that it has."""
-    keys = [name.removesuffix("_steps") if group in DURATIONS else name for name in names]
+    keys = keys_of(group, names)
     # An entry of a list, such as `metrics.0`, cannot be changed by itself.
     leave_out = f"Leave it out, with '~{group}.{key}' if a file sets it" if group.isidentifier() else "Leave it out"
     near = get_close_matches(key, keys, n=1, cutoff=0.6)

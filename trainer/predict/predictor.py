@@ -210,8 +210,8 @@ def find_undefined(output: Tensor, inputs: Mapping[str, Tensor]) -> list[bool]:
             undefined = undefined & (is_token[:, None, :, None] & is_token[:, None, None, :]).triu()
         else:
             return []
-    found: list[bool] = undefined.flatten(1).any(1).tolist()
-    return found
+    of_rows: list[bool] = undefined.flatten(1).any(1).tolist()
+    return of_rows
 
 
 def _count_characters(value: object) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler
@@ -67,7 +67,8 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
     waiting = MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
     handlers = [waiting, _screen_handler(console, logging.WARNING if quiet else logging.INFO)]
     levels = {logger: logger.level for logger in (root, *map(logging.getLogger, NOISY_LIBRARIES))}
-    _set_levels({each: logging.INFO if each is root else max(level, logging.WARNING) for each, level in levels.items()})
+    for logger, level in levels.items():
+        logger.setLevel(logging.INFO if logger is root else max(level, logging.WARNING))
     for handler in handlers:
         root.addHandler(handler)
     logging.captureWarnings(True)
@@ -80,14 +81,8 @@ def log_to_file_and_screen(path: Path, console: Console, *, quiet: bool) -> Iter
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-        _set_levels(levels)
-
-
-def _set_levels(levels: Mapping[logging.Logger, int]) -> None:
-    """Set the levels of loggers, without a walk over all loggers for each of them."""
-    for logger, level in levels.items():
-        logger.level = level
-    logging.getLogger().setLevel(logging.getLogger().level)  # makes all loggers forget what their levels were
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -186,11 +187,9 @@ def _worst_tables(file: Path, kind: str) -> Iterator[Table]:
         rows.append([read, target, answer, row["confidence"], row["loss"], place or row["row"]])
     last = "file and row" if any(row["file"] is not None for row in worst) else "row"
     columns = ["input", "target", "cosine" if kind == "similarity" else "answer", "confidence", "loss", last]
-    kept = [index for index in range(len(columns)) if any(row[index] not in (None, "") for row in rows)]
-    cells = [[row[index] for index in kept] for row in rows]
-    names = [columns[index] for index in kept]
-    yield Table("Worst rows", names, cells[:_SHOWN], is_stacked=True)
-    yield Table(f"{counted(len(cells) - _SHOWN, 'more row')}", names, cells[_SHOWN:], is_folded=True, is_stacked=True)
+    table = Table("Worst rows", columns, rows, is_stacked=True).without_empty_columns()
+    yield replace(table, rows=table.rows[:_SHOWN])
+    yield replace(table, title=counted(len(rows) - _SHOWN, "more row"), rows=table.rows[_SHOWN:], is_folded=True)
 
 
 def _describe(kind: str, row: Document, inputs: Mapping[str, str]) -> tuple[object, object]:

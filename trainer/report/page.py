@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ class Table:
     rows: Sequence[Sequence[object]]
     is_folded: bool = False
     is_stacked: bool = False
+
+    def without_empty_columns(self) -> Table:
+        """Return the table without the columns that have no value in any row."""
+        kept = [index for index in range(len(self.columns)) if any(row[index] not in (None, "") for row in self.rows)]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return replace(self, columns=[self.columns[index] for index in kept], rows=rows)
 
 
 @dataclass(frozen=True)
