@@ -1,7 +1,7 @@
 """The definition of a dotted name, found in the sources of its package without importing it.
 
-Only modules of this package and of the working directory are read. Other packages may create their names during the
-import, so their sources do not prove that a name is missing. They only show that a class is derived from one of ours.
+Modules of this package and of the working directory are read, and of an installed package if the caller asks for it.
+Such a package may create names during the import, so its source does not prove that a name is missing.
 """
 
 from __future__ import annotations
